@@ -1,0 +1,39 @@
+"""Edits of images through the weights of the networks that hold them."""
+
+from .chain import EDITS, EditRecipe, EditStep, apply_recipe, resolve
+from .closed_form import (
+    Brightness,
+    Contrast,
+    CoordinateEdit,
+    IntensityEdit,
+    Invert,
+    Rotate,
+    Shift,
+    Zoom,
+)
+from .edit import DirectedEdit, Edit
+from .learned import LearnedEdit, LearnedEditor, dilation
+from .metrics import mse, psnr
+
+__all__ = [
+    "EDITS",
+    "Brightness",
+    "Contrast",
+    "CoordinateEdit",
+    "DirectedEdit",
+    "Edit",
+    "EditRecipe",
+    "EditStep",
+    "IntensityEdit",
+    "Invert",
+    "LearnedEdit",
+    "LearnedEditor",
+    "Rotate",
+    "Shift",
+    "Zoom",
+    "apply_recipe",
+    "dilation",
+    "mse",
+    "psnr",
+    "resolve",
+]

@@ -1,0 +1,44 @@
+"""The weight graph of a network: which neurons there are, and what may be done to them."""
+
+from scalegmn_opt.graph.features import Pair, WeightFeatures, pack, stack_parameters, unpack
+from scalegmn_opt.graph.groups import (
+    ACTIVATIONS,
+    FIXED,
+    NONZERO_SCALE,
+    PERMUTATION,
+    POSITIVE_SCALE,
+    SIGN,
+    Activation,
+    Symmetry,
+)
+from scalegmn_opt.graph.trace import TraceWarning, trace
+from scalegmn_opt.graph.weight_graph import (
+    CONSTANT,
+    NeuronGroup,
+    Role,
+    WeightBlock,
+    WeightGraph,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "CONSTANT",
+    "FIXED",
+    "NONZERO_SCALE",
+    "PERMUTATION",
+    "POSITIVE_SCALE",
+    "SIGN",
+    "Activation",
+    "NeuronGroup",
+    "Pair",
+    "Role",
+    "Symmetry",
+    "TraceWarning",
+    "WeightBlock",
+    "WeightFeatures",
+    "WeightGraph",
+    "pack",
+    "stack_parameters",
+    "trace",
+    "unpack",
+]

@@ -1,0 +1,132 @@
+"""Symmetries of a neuron group and the activations that allow them (Kalogeropoulos et al. 2024, Table 1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """What may be done to the neurons of one group without changing the network's function.
+
+    A group element is a permutation and one multiplier ``q`` a neuron; the incoming weights and
+    biases of a neuron are multiplied by its ``q``, the outgoing weights divided by it.
+    """
+
+    permutes: bool  # the neurons may be reordered
+    flips: bool  # q may be negative
+    rescales: bool  # |q| may differ from 1
+
+    @property
+    def self_inverse(self) -> bool:
+        """Whether ``q = 1/q`` for each element, so that covariant and contravariant coincide."""
+        return not self.rescales
+
+    @property
+    def scalar_free(self) -> bool:
+        """Whether ``q = 1`` only: adding a constant to a neuron's features is allowed."""
+        return not (self.flips or self.rescales)
+
+    def meet(self, other: "Symmetry") -> "Symmetry":
+        """The elements that both symmetries allow."""
+        return Symmetry(
+            self.permutes and other.permutes,
+            self.flips and other.flips,
+            self.rescales and other.rescales,
+        )
+
+    def random_element(
+        self, size: int, *, generator: torch.Generator, spread: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """A permutation (size,) and float64 multipliers ``q`` (size,), ``|q| = exp(spread N(0,1))``."""
+        order = torch.randperm(size, generator=generator) if self.permutes else torch.arange(size)
+        scale = torch.ones(size, dtype=torch.float64)
+        if self.rescales:
+            noise = torch.randn(size, generator=generator, dtype=torch.float64)
+            scale = torch.exp(spread * noise)
+        if self.flips:
+            scale = scale * (2 * torch.randint(2, (size,), generator=generator) - 1)
+        return order, scale
+
+    def canon(self, x: Tensor) -> Tensor:
+        """``x`` (..., channels) without its positive scale: ``x / ||x||`` if the group rescales.
+
+        A sign is not removed here; it is averaged out by :meth:`even`.
+        """
+        if not self.rescales:
+            return x
+        square = x.square().sum(-1, keepdim=True)
+        empty = square == 0  # a neuron without features stays zero, with a zero derivative
+        return torch.where(empty, 0.0, x * torch.where(empty, 1.0, square).rsqrt())
+
+    def even(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``function(x)``, made even in ``x`` where the group flips: ``(f(x) + f(-x)) / 2``."""
+        return (function(x) + function(-x)) / 2 if self.flips else function(x)
+
+
+FIXED = Symmetry(permutes=False, flips=False, rescales=False)
+PERMUTATION = Symmetry(permutes=True, flips=False, rescales=False)
+SIGN = Symmetry(permutes=True, flips=True, rescales=False)
+POSITIVE_SCALE = Symmetry(permutes=True, flips=False, rescales=True)
+NONZERO_SCALE = Symmetry(permutes=True, flips=True, rescales=True)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function, by its name in :data:`ACTIVATIONS`, with its one parameter.
+
+    ``parameter`` is the negative slope of ``leaky_relu``, the angular frequency of ``sine`` and
+    the scale factor before any other activation (1 unless the module multiplies first).
+    """
+
+    name: str
+    parameter: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.name!r}; choose from {sorted(ACTIVATIONS)}")
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The largest symmetry under which the activation commutes with ``q``."""
+        return ACTIVATIONS[self.name][0]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``σ(z)`` elementwise."""
+        return ACTIVATIONS[self.name][1](z, self.parameter)
+
+
+def _scaled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    return lambda z, factor: function(factor * z)
+
+
+# name -> (symmetry, function of the pre-activation and the parameter)
+ACTIVATIONS: dict[str, tuple[Symmetry, Callable[[Tensor, float], Tensor]]] = {
+    "identity": (NONZERO_SCALE, lambda z, factor: factor * z),
+    "relu": (POSITIVE_SCALE, _scaled(F.relu)),
+    "leaky_relu": (POSITIVE_SCALE, lambda z, slope: F.leaky_relu(z, slope)),
+    "abs": (POSITIVE_SCALE, _scaled(torch.abs)),
+    "sine": (SIGN, _scaled(torch.sin)),
+    "tanh": (SIGN, _scaled(torch.tanh)),
+    "erf": (SIGN, _scaled(torch.erf)),
+    "arctan": (SIGN, _scaled(torch.atan)),
+    "hardtanh": (SIGN, _scaled(F.hardtanh)),
+    "gelu": (PERMUTATION, _scaled(F.gelu)),
+    "silu": (PERMUTATION, _scaled(F.silu)),
+    "sigmoid": (PERMUTATION, _scaled(torch.sigmoid)),
+    "softplus": (PERMUTATION, _scaled(F.softplus)),
+    "elu": (PERMUTATION, _scaled(F.elu)),
+    "selu": (PERMUTATION, _scaled(F.selu)),
+    "mish": (PERMUTATION, _scaled(F.mish)),
+    "cos": (PERMUTATION, _scaled(torch.cos)),
+    "exp": (PERMUTATION, _scaled(torch.exp)),
+}
+
+
+def common_symmetry(symmetries: list[Symmetry]) -> Symmetry:
+    """The meet of ``symmetries``; everything (``q != 0``) if there is none."""
+    return reduce(Symmetry.meet, symmetries, NONZERO_SCALE)

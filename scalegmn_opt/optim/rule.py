@@ -1,0 +1,236 @@
+"""UpdateRule: the pure function that a learned optimizer learns."""
+
+import os
+from collections.abc import Mapping
+from math import log
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn_opt.backbone import ScaleGMN
+from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack
+from scalegmn_opt.heads import DeltaHead
+from scalegmn_opt.nn import ScaleInv
+from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
+from scalegmn_opt.pretrained import load_weights, save_weights
+from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged
+
+State = dict[str, dict[str, Tensor]]  # parameter -> step (batch,), fast, slow, square (batch, *shape)
+
+FAST_DECAY, SLOW_DECAY, SQUARE_DECAY = 0.9, 0.98, 0.99
+_DIRECTIONS = 3  # fast and slow momentum relative to noise, whitened momentum
+_TIME_SCALES = (10.0, 100.0, 1000.0)  # steps at which a time feature is half-way
+_MAX_LOG_STEP = 3.0
+_FIRST_STEP = 0.5  # an untrained step of 1 is too long for layers with a handful of inputs
+
+
+class UpdateRule(nn.Module):
+    """``(graph, params, grads, state) -> (updates, state)``, equivariant and without side effects.
+
+    The update of an edge is, in gauge coordinates,
+
+    ``Δŵ_ij = step / fan_in · exp(r_i + c_j) · (Σ_k (β_k + r_ik + c_jk) d^k_ij + free_ij)``
+
+    with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the second
+    moment, and whitened momentum. The backbone reads the weights and momenta and gives the terms
+    ``r`` of the target and ``c`` of the source neuron and the free edge term. With the gauge and
+    ``1 / fan_in`` an aligned step of 1 changes a pre-activation by as much as its own size,
+    whatever the width. An untrained rule is half the normalised-momentum step ``d = -m / sqrt(v)``.
+
+    All tensors have a leading batch axis of networks of one graph.
+
+    Args:
+        node_channels, edge_channels, hidden_channels, num_layers: size of the backbone.
+
+    References:
+        Kalogeropoulos et al., arXiv 2406.10685; Metz et al., "VeLO", arXiv 2211.09760 (time and
+        momentum features); Jordan et al., "Muon" (2024) (whitened direction).
+    """
+
+    def __init__(
+        self,
+        *,
+        node_channels: int = 16,
+        edge_channels: int = 8,
+        hidden_channels: int = 32,
+        num_layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "node_channels": node_channels,
+            "edge_channels": edge_channels,
+            "hidden_channels": hidden_channels,
+            "num_layers": num_layers,
+        }
+        self.backbone = ScaleGMN(
+            edge_features=(1, 3),
+            invariant_features=2 + len(_TIME_SCALES),
+            neuron_encoding=False,
+            **self.config,
+        )
+        self.neuron_terms = ScaleInv(
+            node_channels,
+            2 * (1 + _DIRECTIONS),
+            extra_channels=self.backbone.extra_channels,
+            hidden_channels=hidden_channels,
+        )
+        nn.init.zeros_(self.neuron_terms.out.weight)
+        nn.init.zeros_(self.neuron_terms.out.bias)
+        self.free = DeltaHead(edge_channels, scale=0.0)
+        self.mixture = nn.Parameter(torch.eye(_DIRECTIONS)[0])
+        self.log_step = nn.Parameter(torch.tensor(log(_FIRST_STEP)))
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
+        """A meta-trained rule, by its name in the package or by a file's path; no network."""
+        config, tensors = load_weights(name_or_path, kind="rule")
+        rule = cls(**config)
+        rule.load_state_dict(tensors)
+        return rule
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write a file that :meth:`from_pretrained` reads."""
+        save_weights(path, self, kind="rule", config=self.config)
+
+    @staticmethod
+    def init(params: Mapping[str, Tensor]) -> State:
+        """The state before the first step: 12 bytes a parameter in float32."""
+        return {
+            name: {
+                "step": torch.zeros(len(p), dtype=p.dtype),
+                **{key: torch.zeros_like(p) for key in ("fast", "slow", "square")},
+            }
+            for name, p in params.items()
+        }
+
+    def forward(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+        *,
+        input_rms: Tensor | float = 1.0,
+    ) -> tuple[dict[str, Tensor], State]:
+        """One step: ``params + updates`` are the next parameters; no argument is modified.
+
+        Args:
+            params, grads: (batch, *shape) by name.
+            state: from :meth:`init` or the previous step.
+            input_rms: root mean square of the networks' inputs, a number or (batch,).
+        """
+        weights = pack(graph, params)
+        gauge = forward_sweep(graph, weights, input_rms=input_rms)
+        state = {name: _advance(state[name], grad) for name, grad in grads.items()}
+        directions = {b.parameter: _directions(b, gauge, state[b.parameter]) for b in graph.blocks}
+        features = _features(gauged(graph), gauge, weights, grads, state, directions)
+        out = self.backbone(features)
+        free, terms = self.free(out), self._neuron_terms(out)
+        updates = {}
+        for block in graph.blocks:
+            ends = terms[block.target][0], terms[block.source][1]
+            edge = block.pack(free[block.parameter][:, 0])
+            step = self._combine(directions[block.parameter], edge, *ends)
+            scaled = gauge.ratio(block) * step * step_scale(graph, block)
+            updates[block.parameter] = block.unpack(scaled)
+        return updates, state
+
+    def _neuron_terms(self, out: WeightFeatures) -> dict[str, tuple[Tensor, Tensor]]:
+        terms = {}
+        for group in out.graph.groups:
+            x = torch.cat(out.nodes[group.name], 2)
+            term = self.neuron_terms(x, out.invariants[group.name], group.symmetry)
+            terms[group.name] = tuple(term.transpose(1, 2).chunk(2, 1))
+        return terms
+
+    def _combine(
+        self, directions: list[Tensor], free: Tensor, target: Tensor, source: Tensor
+    ) -> Tensor:
+        """Directions (batch, out, in, kernel), terms (batch, 1 + directions, nodes) of both ends."""
+        rows, columns = target[..., None, None], source[..., None, :, None]
+        step = free
+        for k, direction in enumerate(directions):
+            step = step + (self.mixture[k] + rows[:, k + 1] + columns[:, k + 1]) * direction
+        log_step = (rows[:, 0] + columns[:, 0]) / _MAX_LOG_STEP
+        return step * torch.exp(self.log_step + _MAX_LOG_STEP * log_step.tanh())
+
+
+def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
+    """Relative size of a step: ``1 / fan_in`` of a weight, ``1 / sqrt(fan_in)`` of a bias.
+
+    A vector on neurons without other incoming weights is treated as one weight a neuron.
+    """
+    if not block.is_vector:
+        return 1.0 / graph.fan_in[block.target]
+    if all(other.is_vector for other in graph.incoming[block.target]):
+        return 1.0 / (block.shape[0] * block.shape[2])
+    return graph.fan_in[block.target] ** -0.5
+
+
+def _advance(state: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    return {
+        "step": state["step"] + 1,
+        "fast": torch.lerp(grad, state["fast"], FAST_DECAY),
+        "slow": torch.lerp(grad, state["slow"], SLOW_DECAY),
+        "square": torch.lerp(grad.square(), state["square"], SQUARE_DECAY),
+    }
+
+
+def _unbiased(state: dict[str, Tensor], key: str, decay: float) -> Tensor:
+    values = state[key]
+    step = state["step"].to(values).reshape(-1, *[1] * (values.ndim - 1))
+    return values / (1 - decay**step)
+
+
+def _directions(block: WeightBlock, gauge: Gauge, state: dict[str, Tensor]) -> list[Tensor]:
+    """Descent directions (batch, out, in, kernel) in gauge coordinates."""
+    square = block.pack(_unbiased(state, "square", SQUARE_DECAY))
+    fast = -block.pack(_unbiased(state, "fast", FAST_DECAY))
+    slow = -block.pack(_unbiased(state, "slow", SLOW_DECAY))
+    relative = [relative_to_noise(momentum, square) for momentum in (fast, slow)]
+    return [*relative, whitened(fast * gauge.ratio(block))]
+
+
+def _features(
+    graph: WeightGraph,
+    gauge: Gauge,
+    weights: dict[str, Tensor],
+    grads: Mapping[str, Tensor],
+    state: State,
+    directions: dict[str, list[Tensor]],
+) -> WeightFeatures:
+    """Gauge-fixed weights (+) and momenta (-) of edges; noise and time as neuron invariants."""
+    edges, invariants = {}, {}
+    for block in graph.blocks:
+        name = block.parameter
+        size = step_scale(graph, block) ** -0.5
+        plus = weights[name] / gauge.ratio(block) * size
+        gradient = -unit_rms(block.pack(grads[name]) * gauge.ratio(block))
+        fast, slow, _ = directions[name]
+        minus = torch.stack([gradient.clamp(-5, 5), fast, slow], 1)
+        edges[name] = (plus.clamp(-5, 5).unsqueeze(1), minus)
+    first = next(iter(weights.values()))
+    for group in graph.groups:
+        blocks = graph.incoming[group.name]
+        invariants[group.name] = _invariants(blocks, state, directions, first)
+    empty = {g.name: first.new_zeros(len(first), g.size, 0) for g in graph.groups}
+    return WeightFeatures(graph, {name: (e, e) for name, e in empty.items()}, edges, invariants)
+
+
+def _invariants(
+    blocks: tuple[WeightBlock, ...],
+    state: State,
+    directions: dict[str, list[Tensor]],
+    like: Tensor,
+) -> Tensor:
+    """(batch, nodes or 1, channels): how much of the gradient is signal, and how old it is."""
+    if not blocks:
+        return like.new_zeros(len(like), 1, 2 + len(_TIME_SCALES))
+    signal = [
+        sum(directions[b.parameter][k].square().mean((2, 3)) for b in blocks) / len(blocks)
+        for k in (0, 1)
+    ]
+    step = state[blocks[0].parameter]["step"].to(like)[:, None]
+    time = [(step / (step + scale)).expand_as(signal[0]) for scale in _TIME_SCALES]
+    return torch.stack([*signal, *time], -1)

@@ -1,0 +1,71 @@
+"""Small weights that come with the package, each with a card, and their file format.
+
+One safetensors file holds the tensors; its metadata the format version, the kind of model and the
+keyword arguments that build it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+FORMAT = "scalegmn-opt 1"
+
+
+def available() -> list[str]:
+    """Names of the weights in the package."""
+    files = resources.files(__name__).iterdir()
+    return sorted(f.name.removesuffix(".safetensors") for f in files if f.name.endswith(".safetensors"))
+
+
+def save_weights(
+    path: str | os.PathLike[str], module: nn.Module, *, kind: str, config: Mapping[str, Any]
+) -> None:
+    """Write ``module``'s tensors and its ``config``, atomically."""
+    metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(dict(config))}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(save(tensors, metadata))
+    os.replace(temporary, path)
+
+
+def load_weights(
+    name_or_path: str | os.PathLike[str], *, kind: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and tensors of weights of ``kind``, by a packaged name or a file's path.
+
+    Raises:
+        FileNotFoundError: if there is neither such a file nor such packaged weights.
+        ValueError: if the file is no intact weights file of this kind.
+    """
+    path = _resolve(name_or_path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file, got a damaged one ({error})") from error
+    found = (metadata.get("format"), metadata.get("kind"))
+    if found != (FORMAT, kind):
+        raise ValueError(f"{path}: expected {(FORMAT, kind)} (format, kind), got {found}")
+    return json.loads(metadata["config"]), tensors
+
+
+def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    with resources.as_file(resources.files(__name__) / f"{name_or_path}.safetensors") as packaged:
+        if packaged.is_file():
+            return packaged
+    raise FileNotFoundError(
+        f"no weights {str(name_or_path)!r}: expected a file, or one of {available()}"
+    )

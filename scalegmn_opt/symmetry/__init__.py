@@ -1,0 +1,14 @@
+"""What may be done to a network's parameters without changing its function."""
+
+from scalegmn_opt.symmetry.gauge import Gauge, forward_sweep, gauged
+from scalegmn_opt.symmetry.transform import Transform, Verification, random_transform, verify
+
+__all__ = [
+    "Gauge",
+    "Transform",
+    "Verification",
+    "forward_sweep",
+    "gauged",
+    "random_transform",
+    "verify",
+]

@@ -1,0 +1,145 @@
+"""Distributions of tasks, by name."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn_opt.meta import TaskSuite
+
+from .classify import MLPClassification
+from .data import Dataset, digits
+from .quadratic import QuadraticTask
+
+ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.LeakyReLU)
+
+
+@dataclass(frozen=True)
+class QuadraticSuite:
+    """Least squares of 2 to 32 unknowns, some with a matrix, of conditions 1 to 1000."""
+
+    def sample(self, generator: torch.Generator, count: int) -> list[QuadraticTask]:
+        """``count`` problems of one size; each has a condition and targets of its own."""
+        dims = _log_uniform_int(2, 32, generator=generator)
+        columns = _integer(0, 8, generator=generator)
+        return [
+            QuadraticTask.random(
+                dims,
+                condition=_log_uniform(1, 1000, generator=generator),
+                columns=columns,
+                generator=generator,
+            )
+            for _ in range(_checked_count(count))
+        ]
+
+
+class DigitsMLPSuite:
+    """Small perceptrons on scikit-learn's digits; only their training part is ever drawn from.
+
+    One call of ``sample`` fixes the architecture: input dimension 16 to 400, one to three hidden
+    layers of width 8 to 64 (both log-uniform), activation, batch size 16 to 128, 2 to 10 classes.
+    Each task has a random projection of the inputs to that dimension with a scale in [0.5, 2], its
+    own choice and order of classes, and a reparametrised initialisation.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._dataset: Dataset = digits()
+
+    def sample(self, generator: torch.Generator, count: int) -> list[MLPClassification]:
+        """``count`` tasks of one random architecture."""
+        dims = _log_uniform_int(16, 400, generator=generator)
+        depth = _integer(1, 3, generator=generator)
+        hidden = [_log_uniform_int(8, 64, generator=generator) for _ in range(depth)]
+        activation = ACTIVATIONS[_integer(0, len(ACTIVATIONS) - 1, generator=generator)]
+        batch_size = _log_uniform_int(16, 128, generator=generator)
+        classes = _integer(2, self._dataset.classes, generator=generator)
+        return [
+            MLPClassification(
+                self._dataset,
+                hidden=hidden,
+                activation=activation,
+                batch_size=batch_size,
+                projection=_projection(self._dataset.features, dims, generator=generator),
+                labels=_classes(self._dataset.classes, classes, generator=generator),
+                init_spread=0.5,
+            )
+            for _ in range(_checked_count(count))
+        ]
+
+
+SUITES: dict[str, Callable[[], TaskSuite]] = {
+    "digits-mlp": DigitsMLPSuite,
+    "quadratic": QuadraticSuite,
+}
+
+
+def resolve_suite(name: str) -> TaskSuite:
+    """The suite registered as ``name``, or an instance of the class ``package.module:ClassName``.
+
+    Raises:
+        ValueError: if nothing is found under ``name``.
+        TypeError: if what is found there does not make a suite.
+    """
+    factory = SUITES[name] if name in SUITES else _load(name)
+    suite = factory()
+    if not isinstance(suite, TaskSuite):
+        raise TypeError(f"name: expected {name!r} to make a TaskSuite (a class with a method "
+                        f"sample(generator, count)), got {type(suite).__name__}")
+    return suite
+
+
+def _load(name: str) -> Callable[[], TaskSuite]:
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and module_name and attribute):
+        raise ValueError(
+            f"unknown suite {name!r}; choose from {sorted(SUITES)} or 'package.module:ClassName'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module was found; something that it imports was not
+        raise ValueError(f"suite {name!r}: there is no module {error.name!r}") from error
+    if attribute not in vars(module):
+        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type))
+        raise ValueError(
+            f"suite {name!r}: {module_name} has no {attribute!r}; choose from {classes}"
+        )
+    return vars(module)[attribute]
+
+
+def _checked_count(count: int) -> int:
+    if count < 1:
+        raise ValueError(f"count: expected a number of tasks >= 1, got {count}")
+    return count
+
+
+def _integer(low: int, high: int, *, generator: torch.Generator) -> int:
+    """An integer in [low, high]."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _log_uniform(low: float, high: float, *, generator: torch.Generator) -> float:
+    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return exp(log(low) + uniform * log(high / low))
+
+
+def _log_uniform_int(low: int, high: int, *, generator: torch.Generator) -> int:
+    """An integer in [low, high], with about equal chances for each factor of size."""
+    return min(high, int(_log_uniform(low, high + 1, generator=generator)))
+
+
+def _projection(features: int, dims: int, *, generator: torch.Generator) -> Tensor:
+    """(features, dims), which multiplies the root mean square of inputs by 0.5 to 2."""
+    scale = _log_uniform(0.5, 2.0, generator=generator)
+    return torch.randn(features, dims, generator=generator) * (scale / features**0.5)
+
+
+def _classes(total: int, count: int, *, generator: torch.Generator) -> Sequence[int]:
+    return torch.randperm(total, generator=generator)[:count].tolist()

@@ -1,0 +1,134 @@
+"""Closed-form edits are exact on the function that a network is."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalegmn_opt.editors import EDITS, CoordinateEdit, Edit, IntensityEdit, Shift
+from scalegmn_opt.inr import SirenSpec, evaluate, fit, initial_parameters, pixel_grid, render
+
+SPEC = SirenSpec(hidden=(24, 24), out_features=3)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+FINITE = st.floats(-2, 2)
+
+
+def params(dtype=torch.float64, spec=SPEC):
+    drawn = initial_parameters(spec, 2, torch.Generator().manual_seed(0))
+    return {name: value.to(dtype) for name, value in drawn.items()}
+
+
+def original_at(name, strength, coords, angle=0.0):
+    """Where the edited picture's points come from, written out separately; y points down."""
+    x, y = coords.unbind(-1)
+    if name == "shift":
+        step = 2 * strength
+        turned = math.radians(angle)
+        return torch.stack([x - step * math.cos(turned), y + step * math.sin(turned)], -1)
+    if name == "zoom":
+        return coords / 2**strength
+    # Counter-clockwise as seen is a positive turn where y points up; the original is turned back.
+    point = torch.complex(x, -y) * torch.polar(
+        torch.ones_like(x), torch.full_like(x, -math.radians(strength))
+    )
+    return torch.stack([point.real, -point.imag], -1)
+
+
+INTENSITY = {
+    "brightness": lambda x, s: x + s,
+    "contrast": lambda x, s: 0.5 + (1 + s) * (x - 0.5),
+    "invert": lambda x, s: (1 - s) * x + s * (1 - x),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", INTENSITY)
+@settings(deadline=None, max_examples=15)
+@given(strength=FINITE)
+def test_intensities_are_exact(name, dtype, strength):
+    start = params(dtype)
+    edited = EDITS[name].apply(start, SPEC, strength)
+    expected = INTENSITY[name](render(start, SPEC, 5, 6), strength)
+    got = render(edited, SPEC, 5, 6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["shift", "rotate", "zoom"])
+@settings(deadline=None, max_examples=25)
+@given(strength=FINITE, angle=st.floats(-400, 400))
+def test_coordinates_are_exact(name, strength, angle):
+    strength = strength * 180 if name == "rotate" else strength
+    edit = Shift(angle=angle) if name == "shift" else EDITS[name]
+    start, coords = params(), pixel_grid(5, 6)
+    expected = evaluate(start, SPEC, original_at(name, strength, coords, angle))
+    got = evaluate(edit.apply(start, SPEC, strength), SPEC, coords)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "strength"), [("shift", 0.13), ("rotate", 33.0), ("zoom", 0.7)])
+def test_coordinates_are_exact_in_float32_on_fitted_networks(name, strength):
+    spec = SirenSpec()
+    axis = torch.linspace(-1, 1, 14)
+    image = (4 * (0.5 - (axis[:, None] ** 2 + axis**2).sqrt())).sigmoid()[None, None]
+    start = fit(image, spec, generator=torch.Generator().manual_seed(0), progress=False).params
+    coords = pixel_grid(9, 9)
+    edited = EDITS[name].apply(start, spec, strength)
+    assert edited["layers.0.weight"].dtype == torch.float32
+    exact = {key: value.double() for key, value in start.items()}
+    expected = evaluate(exact, spec, original_at(name, strength, coords))
+    # In float64, so that only the rounding of the edited weights is measured.
+    got = evaluate({key: value.double() for key, value in edited.items()}, spec, coords)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_no_strength_is_no_change(edit):
+    for dtype in TOLERANCE:
+        start = params(dtype)
+        edited = edit.apply(start, SPEC, 0.0)
+        assert all(torch.equal(edited[name], start[name]) for name in start)
+    images = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(edit.target(images, 0.0), images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_inputs_are_never_modified(edit):
+    start = params()
+    kept = {name: value.clone() for name, value in start.items()}
+    edited = edit.apply(start, SPEC, 0.4)
+    assert list(edited) == list(start)
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert any(not torch.equal(edited[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_every_edit_says_what_it_is(edit):
+    assert isinstance(edit, Edit)
+    assert isinstance(edit, IntensityEdit | CoordinateEdit)
+    assert EDITS[edit.name] is edit
+    assert edit.unit
+    assert edit.mechanism == "closed form"
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("strength", [math.nan, math.inf])
+def test_strengths_must_be_finite(edit, strength):
+    with pytest.raises(ValueError, match=f"strength of {edit.name}"):
+        edit.apply(params(), SPEC, strength)
+    with pytest.raises(ValueError, match=f"strength of {edit.name}"):
+        edit.target(torch.zeros(1, 1, 2, 2), strength)
+
+
+def test_what_the_edits_reject():
+    with pytest.raises(ValueError, match="zoom must be within"):
+        EDITS["zoom"].apply(params(), SPEC, 2000.0)
+    with pytest.raises(ValueError, match="angle"):
+        Shift(angle=math.nan)
+    for edit in EDITS.values():
+        with pytest.raises(ValueError, match="params"):
+            edit.apply(params(), SirenSpec(), 0.5)
+    line = SirenSpec(in_features=1)
+    with pytest.raises(ValueError, match="in_features must be 2 for rotate"):
+        EDITS["rotate"].apply(params(spec=line), line, 10.0)

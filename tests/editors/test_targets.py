@@ -1,0 +1,115 @@
+"""Image-space ground truth and the distances to it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalegmn_opt.editors import EDITS, Shift, mse, psnr
+from scalegmn_opt.editors.targets import dilate, resample
+
+
+def picture(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def slow_dilate(image):
+    height, width = image.shape
+    rows = []
+    for i in range(height):
+        for j in range(width):
+            near = image[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+            rows.append(near.max())
+    return torch.stack(rows).reshape(height, width)
+
+
+@settings(deadline=None, max_examples=20)
+@given(height=st.integers(1, 6), width=st.integers(1, 6), strength=st.floats(0, 1))
+def test_dilate(height, width, strength):
+    # Negative intensities: a border of zeros would show.
+    images = picture(2, 2, height, width) - 2
+    got = dilate(images, strength)
+    for index in [(0, 0), (1, 1)]:
+        expected = (1 - strength) * images[index] + strength * slow_dilate(images[index])
+        torch.testing.assert_close(got[index], expected)
+    assert torch.equal(dilate(images, 0.0), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "expected"),
+    [
+        ("brightness", 0.25, 0.5),
+        ("contrast", 1.0, 0.0),
+        ("invert", 1.0, 0.75),
+        ("invert", 0.5, 0.5),
+    ],
+)
+def test_intensities(name, strength, expected):
+    images = torch.full((1, 1, 2, 2), 0.25)
+    assert torch.equal(EDITS[name].target(images, strength), torch.full_like(images, expected))
+
+
+def test_rotation_by_a_quarter_is_counter_clockwise_as_seen():
+    images = picture(2, 3, 6, 6)
+    expected = torch.rot90(images, 1, dims=(2, 3))
+    torch.testing.assert_close(EDITS["rotate"].target(images, 90.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("angle", "rows", "columns"), [(0, 0, 1), (90, -1, 0), (180, 0, -1), (270, 1, 0)]
+)
+def test_shift_goes_where_the_angle_says_and_fills_with_zeros(angle, rows, columns):
+    images = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+    images[..., 2, 2] = 1
+    images[..., 0, 0] = images[..., 4, 4] = images[..., 0, 4] = images[..., 4, 0] = 1
+    moved = Shift(angle=angle).target(images, 1 / 5)
+    assert moved[0, 0, 2 + rows, 2 + columns].item() == pytest.approx(1)
+    assert moved.sum().item() == pytest.approx(3)  # two corners have left
+    rolled = images.roll((rows, columns), dims=(2, 3))
+    inside = slice(1, 4)
+    torch.testing.assert_close(moved[..., inside, inside], rolled[..., inside, inside])
+
+
+def test_zoom_enlarges():
+    images = torch.zeros(1, 1, 8, 8)
+    images[..., 2:6, 2:6] = 1
+    assert EDITS["zoom"].target(images, 1.0)[..., 1:7, 1:7].min() == 1
+    small = EDITS["zoom"].target(images, -1.0)
+    assert small[..., 3:5, 3:5].min() == 1
+    assert small.sum() < images.sum() / 2
+
+
+def test_resampling_is_bilinear():
+    images = torch.tensor([[[[0.0, 1.0, 0.0, 0.0]]]])
+    half_a_pixel = torch.tensor([0.25, 0.0])
+    got = resample(images, torch.eye(2), half_a_pixel)
+    torch.testing.assert_close(got, torch.tensor([[[[0.5, 0.5, 0.0, 0.0]]]]))
+
+
+@pytest.mark.parametrize(("name", "strength"), [("rotate", 20.0), ("shift", 0.1), ("zoom", 0.5)])
+def test_weights_and_pixels_mean_the_same(name, strength):
+    """The render of an edited network is the edited render, up to the resampling error."""
+    from scalegmn_opt.inr import SirenSpec, initial_parameters, render
+
+    spec = SirenSpec(w0=3.0)  # slow waves, which bilinear sampling reproduces
+    params = initial_parameters(spec, 2, torch.Generator().manual_seed(0))
+    size, inner = 128, slice(40, 88)
+    edited = render(EDITS[name].apply(params, spec, strength), spec, size, size)
+    target = EDITS[name].target(render(params, spec, size, size), strength)
+    difference = (edited - target)[..., inner, inner].abs().max()
+    change = (edited - render(params, spec, size, size))[..., inner, inner].abs().max()
+    assert difference < 1e-3
+    assert change > 30 * difference
+
+
+def test_distances_are_per_image():
+    images = torch.zeros(2, 3, 4, 4)
+    targets = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.1)])
+    torch.testing.assert_close(mse(images, targets), torch.tensor([0.0, 0.01]))
+    torch.testing.assert_close(psnr(images, targets), torch.tensor([math.inf, 20.0]))
+    with pytest.raises(ValueError, match="targets must have the shape"):
+        mse(images, targets[:1])
+    with pytest.raises(ValueError, match="images must have shape"):
+        psnr(images[0], targets[0])
