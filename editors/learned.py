@@ -21,7 +21,7 @@ _CHUNK = 256  # networks at once: about 200 MB of features without gradients
 
 
 class LearnedEditor(nn.Module):
-    """``θ' = θ + strength · s · rms(θ) · δ(θ, strength)`` with a ScaleGMN ``δ`` and a learned ``s``.
+    """``θ' = θ + strength · s · rms(θ) · δ(θ, strength)``: a ScaleGMN ``δ``, a learned ``s``.
 
     The backbone reads each weight relative to its block's root mean square and, as features of the
     neurons, their activations at a grid of probe coordinates. Permuting hidden neurons or flipping
@@ -61,7 +61,7 @@ class LearnedEditor(nn.Module):
         self.backbone = ScaleGMN(
             edge_features=(1, 0), node_features=(probes**2, 0), invariant_features=1, **sizes
         )
-        self.head = DeltaHead(edge_channels, scale=0.1)
+        self.head = DeltaHead(edge_channels)
         self.register_buffer("coords", pixel_grid(probes, probes).float(), persistent=False)
 
     @classmethod
@@ -169,7 +169,9 @@ class LearnedEdit(Edit):
         """
         check_strength(self.name, strength)
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength of {self.name}: expected a number in [0, 1], got {strength}")
+            raise ValueError(
+                f"strength of {self.name}: expected a number in [0, 1], got {strength}"
+            )
         count = check_parameters(params, spec)
         first = next(iter(params.values()))
         editor = self.editor.to(first)

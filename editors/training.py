@@ -60,7 +60,9 @@ class EditingObjective(nn.Module):
     ) -> None:
         super().__init__()
         if len(images) != len(store):
-            raise ValueError(f"images: expected {len(store)}, one for each network, got {len(images)}")
+            raise ValueError(
+                f"images: expected {len(store)}, one for each network, got {len(images)}"
+            )
         self.editor, self.batch_size = editor, batch_size
         self._store, self._images, self._edited = store, images, edit.target(images, 1.0)
         self._coords = pixel_grid(*images.shape[2:]).to(images)
@@ -133,7 +135,7 @@ class EditorRecipe(BaseModel):
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Images (batch, channels, height, width) of ``size`` pixels a side, by bicubic interpolation."""
+    """Images (batch, channels, height, width) enlarged to ``size`` pixels a side, bicubically."""
     if images.shape[2:] == (size, size):
         return images
     resized = interpolate(images, (size, size), mode="bicubic", align_corners=False)

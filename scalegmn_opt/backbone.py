@@ -13,6 +13,7 @@ from scalegmn_opt.nn.encoding import (
 )
 from scalegmn_opt.nn.linear import StreamLinear
 from scalegmn_opt.nn.message import EdgeProducts, EdgeUpdate, Message, NodeUpdate
+from scalegmn_opt.nn.scale import StreamNorm
 
 
 class ScaleGMN(nn.Module):
@@ -72,6 +73,7 @@ class ScaleGMN(nn.Module):
         self.embed_biases = StreamLinear(self.edge_features, (node_channels,) * 2)
         self.embed_edges = StreamLinear(self.edge_features, (edge_channels,) * 2)
         self.embed_extra = nn.Linear(self.extra_channels, 2 * node_channels)
+        self.norm = StreamNorm()
         self.layers = nn.ModuleList(
             Layer(
                 node_channels,
@@ -88,7 +90,9 @@ class ScaleGMN(nn.Module):
         self._check(features)
         graph, extra = features.graph, self._extra(features)
         inputs = {name: torch.cat(pair, 1) for name, pair in features.edges.items()}
-        nodes = {g.name: self._embed_group(features, inputs, g, extra[g.name]) for g in graph.groups}
+        nodes = {
+            g.name: self._embed_group(features, inputs, g, extra[g.name]) for g in graph.groups
+        }
         edges = {
             b.parameter: self.embed_edges.edges(
                 inputs[b.parameter], self_inverse=graph.self_inverse(b)
@@ -127,12 +131,21 @@ class ScaleGMN(nn.Module):
             if block.is_vector:
                 biases = edges[block.parameter].sum((3, 4)).transpose(1, 2)
                 x = x + self.embed_biases(biases, self_inverse=both)
-        return x + self.embed_extra(extra) if group.symmetry.scalar_free else x
+        x = x + self.embed_extra(extra) if group.symmetry.scalar_free else x
+        return self.norm(x, group.symmetry)
 
     def _check(self, features: WeightFeatures) -> None:
         for what, expected, found in (
-            ("edge_features", self.edge_features, {k: _channels(v, 1) for k, v in features.edges.items()}),
-            ("node_features", self.node_features, {k: _channels(v, 2) for k, v in features.nodes.items()}),
+            (
+                "edge_features",
+                self.edge_features,
+                {k: _channels(v, 1) for k, v in features.edges.items()},
+            ),
+            (
+                "node_features",
+                self.node_features,
+                {k: _channels(v, 2) for k, v in features.nodes.items()},
+            ),
             (
                 "invariant_features",
                 self.invariant_features,
@@ -160,7 +173,9 @@ class Layer(nn.Module):
         super().__init__()
         self.fan_exponent = fan_exponent
         directions = 2 if bidirectional else 1
-        self.messages = nn.ModuleList(Message(node_channels, edge_channels) for _ in range(directions))
+        self.messages = nn.ModuleList(
+            Message(node_channels, edge_channels) for _ in range(directions)
+        )
         self.products = EdgeProducts(edge_channels)
         self.nodes = NodeUpdate(
             node_channels,

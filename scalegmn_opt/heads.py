@@ -72,7 +72,9 @@ class Readout(nn.Module):
     def forward(self, features: WeightFeatures) -> Tensor:
         graph = features.graph
         nodes = [
-            self.nodes(torch.cat(x, 2), features.invariants[name], graph.group[name].symmetry).mean(1)
+            self.nodes(torch.cat(x, 2), features.invariants[name], graph.group[name].symmetry).mean(
+                1
+            )
             for name, x in features.nodes.items()
         ]
         edges = []

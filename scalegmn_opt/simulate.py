@@ -59,7 +59,7 @@ def simulate(
         ValueError: for a graph or activation that is not covered, or an unknown loss.
 
     References:
-        Kalogeropoulos et al., arXiv 2406.10685, theorem on simulating the forward and backward pass.
+        Kalogeropoulos et al., arXiv 2406.10685, theorem on simulating forward and backward.
     """
     function = _resolve_loss(loss)
     activation = _check(graph)
@@ -242,9 +242,7 @@ def _gate(activation: Activation, largest: float) -> _Gate:
 def _spline(activation: Activation, largest: float) -> _Gate:
     """Even functions of ``z``: the mean over ``z`` and ``-z`` of a relu counts each knot half."""
     rate = activation.parameter
-    knots = torch.arange(
-        0, largest + _SPACING / rate, _SPACING / rate, dtype=torch.float64
-    )
+    knots = torch.arange(0, largest + _SPACING / rate, _SPACING / rate, dtype=torch.float64)
     ends = torch.cat([knots, knots[-1:] + _SPACING / rate])
     derivative = torch.func.vmap(torch.func.grad(activation))(ends)
     value = torch.where(ends > 0, activation(ends) / ends.clamp_min(1e-300), derivative[0])

@@ -1,4 +1,4 @@
-"""Symmetries of a neuron group and the activations that allow them (Kalogeropoulos et al. 2024, Table 1)."""
+"""Symmetries of a neuron group, and the activations that allow them (arXiv 2406.10685)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Symmetry:
     def random_element(
         self, size: int, *, generator: torch.Generator, spread: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """A permutation (size,) and float64 multipliers ``q`` (size,), ``|q| = exp(spread N(0,1))``."""
+        """A permutation (size,) and multipliers ``q`` (size,), ``|q| = exp(spread · N(0,1))``."""
         order = torch.randperm(size, generator=generator) if self.permutes else torch.arange(size)
         scale = torch.ones(size, dtype=torch.float64)
         if self.rescales:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from scalegmn_opt.graph.axes import AxisTable, Dim, Dims

@@ -51,7 +51,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> WeightGraph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what export says of its own internals
             exported = torch.export.export(module, tuple(example_inputs), strict=False)
-    except Exception as error:  # noqa: BLE001 - export raises whatever the module's forward raises
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         warnings.warn(
             f"{type(module).__name__} cannot be traced ({type(error).__name__}: {reason}); "
@@ -160,7 +160,7 @@ class _Builder:
             self._axes.fix([(axis,) for axis in free[1:]], "one of two groups in a product")
 
     def _block(self, name: str) -> WeightBlock:
-        """The pattern names the factors of each dimension: group axes ``out``, ``src``, the rest."""
+        """The pattern names the factors of each dimension: ``out``, ``src`` or a kernel axis."""
         ends = {"out": self._program.targets[name], "src": self._program.sources.get(name)}
         groups = {end: self._group(dim, name) for end, dim in ends.items() if dim is not None}
         patterns, sizes = [], []

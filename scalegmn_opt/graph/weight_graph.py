@@ -112,7 +112,7 @@ class WeightGraph:
 
     @classmethod
     def from_parameters(cls, shapes: Mapping[str, Iterable[int]]) -> "WeightGraph":
-        """The graph of a network of which only parameter shapes are known: isolated fixed blocks."""
+        """The graph of parameters of which only shapes are known: isolated fixed blocks."""
         parts = [isolated(name, tuple(shape)) for name, shape in shapes.items()]
         groups = [group for groups, _ in parts for group in groups]
         return cls((constant_group(), *groups), tuple(block for _, block in parts))

@@ -154,7 +154,9 @@ class MetaTrainer:
         """Drop log lines of steps that will be done again."""
         path = self.output / "log.jsonl"
         if self.accelerator.is_main_process and path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            lines = [
+                line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
+            ]
             path.write_text("".join(li for li in lines if json.loads(li)["step"] <= step))
 
     def _save(self) -> None:

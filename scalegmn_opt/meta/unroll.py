@@ -13,7 +13,7 @@ from scalegmn_opt.optim.rule import State, UpdateRule
 
 
 class InnerRun:
-    """``networks`` networks of one architecture in training, side by side; a virtual worker's state.
+    """``networks`` networks of one architecture in training, side by side: a virtual worker.
 
     All randomness comes from the run's own generator, so that a run is the same in whatever process
     it lives, and can be stored and continued exactly.

@@ -3,7 +3,7 @@
 from scalegmn_opt.nn.encoding import group_encodings, kernel_positions
 from scalegmn_opt.nn.linear import StreamLinear
 from scalegmn_opt.nn.message import EdgeProducts, EdgeUpdate, Message, NodeUpdate
-from scalegmn_opt.nn.scale import ReScaleEq, ScaleEq, ScaleInv
+from scalegmn_opt.nn.scale import ReScaleEq, ScaleEq, ScaleInv, StreamNorm
 
 __all__ = [
     "EdgeProducts",
@@ -14,6 +14,7 @@ __all__ = [
     "ScaleEq",
     "ScaleInv",
     "StreamLinear",
+    "StreamNorm",
     "group_encodings",
     "kernel_positions",
 ]

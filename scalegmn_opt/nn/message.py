@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import Symmetry
 from scalegmn_opt.nn.linear import StreamLinear, mix, weight
-from scalegmn_opt.nn.scale import ReScaleEq, ScaleEq, ScaleInv, exchange
+from scalegmn_opt.nn.scale import ReScaleEq, ScaleEq, ScaleInv, StreamNorm, exchange
 
 
 class Message(nn.Module):
@@ -23,7 +23,9 @@ class Message(nn.Module):
         super().__init__()
         self.value = StreamLinear((node_channels,) * 2, (edge_channels,) * 2)
 
-    def forward(self, edges: Tensor, senders: Tensor, symmetry: Symmetry, *, reverse: bool) -> Tensor:
+    def forward(
+        self, edges: Tensor, senders: Tensor, symmetry: Symmetry, *, reverse: bool
+    ) -> Tensor:
         values = self.value(senders, self_inverse=symmetry.self_inverse).transpose(1, 2)
         matrices = edges.squeeze(-1) if edges.shape[-1] == 1 else edges.sum(-1)
         if reverse:
@@ -49,7 +51,7 @@ class EdgeProducts(nn.Module):
 
 
 class NodeUpdate(nn.Module):
-    """``x' = ScaleEq([x, m_forward, m_backward])`` (arXiv 2406.10685, eq. 12).
+    """``x' = StreamNorm(ScaleEq([x, m_forward, m_backward]))`` (arXiv 2406.10685, eq. 12).
 
     Shapes:
         x (batch, nodes, 2 channels), messages (batch, nodes, 2 message_channels) -> as x
@@ -65,11 +67,14 @@ class NodeUpdate(nn.Module):
             extra_channels=extra_channels,
             hidden_channels=hidden_channels,
         )
+        self.norm = StreamNorm()
 
-    def forward(self, x: Tensor, messages: list[Tensor], extra: Tensor, symmetry: Symmetry) -> Tensor:
+    def forward(
+        self, x: Tensor, messages: list[Tensor], extra: Tensor, symmetry: Symmetry
+    ) -> Tensor:
         halves = zip(*(part.chunk(2, -1) for part in (x, *messages)), strict=True)
         joined = torch.cat([part for half in halves for part in half], -1)
-        return self.update(joined, extra, symmetry)
+        return self.norm(self.update(joined, extra, symmetry), symmetry)
 
 
 class EdgeUpdate(nn.Module):
@@ -95,7 +100,9 @@ class EdgeUpdate(nn.Module):
         hidden_channels: int,
     ) -> None:
         super().__init__()
-        self.linear = StreamLinear((edge_channels,) * 2, (edge_channels,) * 2, gain=0.5, residual=True)
+        self.linear = StreamLinear(
+            (edge_channels,) * 2, (edge_channels,) * 2, gain=0.5, residual=True
+        )
         self.nodes = ScaleInv(
             node_channels,
             2 * edge_channels,

@@ -110,6 +110,35 @@ class ReScaleEq(nn.Module):
         return target[..., None, None], exchange(source, 1)[..., None, :, None]
 
 
+class StreamNorm(nn.Module):
+    """``x / sqrt(1 + λ² |x|²)`` with an invariant ``|x|²``, so that products of features stay O(1).
+
+    ``|x|²`` is the mean square of a neuron's channels where they have no positive scale, and the
+    product of the root mean squares of its two streams where they do. ``λ = 0`` is the identity.
+
+    Shapes:
+        (batch, nodes, 2 channels) -> the same
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, symmetry: Symmetry) -> Tensor:
+        if symmetry.rescales:
+            plus, minus = (_root_mean_square(stream) for stream in x.chunk(2, -1))
+            square = plus * minus
+        else:
+            square = x.square().mean(-1, keepdim=True)
+        return x * (1 + self.strength.square() * square).rsqrt()
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    mean = x.square().mean(-1, keepdim=True)
+    empty = mean == 0  # the root has no derivative there
+    return torch.where(empty, 0.0, torch.where(empty, 1.0, mean).sqrt())
+
+
 def exchange(x: Tensor, axis: int) -> Tensor:
     """The contravariant half of ``axis`` first, then the covariant one."""
     return torch.cat(x.chunk(2, axis)[::-1], axis)

@@ -200,12 +200,14 @@ def _extend(graph: WeightGraph | None, parameters: dict[str, Tensor]) -> WeightG
 
 def _check_gradient(name: str, p: Tensor) -> None:
     if p.grad.layout is not torch.strided:
-        raise TypeError(f"LearnedOptimizer: gradient of {name!r} is {p.grad.layout}, expected dense")
+        raise TypeError(
+            f"LearnedOptimizer: gradient of {name!r} is {p.grad.layout}, expected dense"
+        )
     bad = p.grad.numel() - int(torch.isfinite(p.grad).sum())
     if bad:
         raise ValueError(
-            f"gradient of {name!r}: expected finite numbers, got {bad} of {p.grad.numel()} that are "
-            "not; no parameter was changed"
+            f"gradient of {name!r}: expected finite numbers, got {bad} of {p.grad.numel()} that "
+            "are not; no parameter was changed"
         )
 
 

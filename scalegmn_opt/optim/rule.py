@@ -16,7 +16,9 @@ from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
 from scalegmn_opt.pretrained import load_weights, save_weights
 from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged
 
-State = dict[str, dict[str, Tensor]]  # parameter -> step (batch,), fast, slow, square (batch, *shape)
+State = dict[
+    str, dict[str, Tensor]
+]  # parameter -> step (batch,), fast, slow, square (batch, *shape)
 
 FAST_DECAY, SLOW_DECAY, SQUARE_DECAY = 0.9, 0.98, 0.99
 _DIRECTIONS = 3  # fast and slow momentum relative to noise, whitened momentum
@@ -32,7 +34,7 @@ class UpdateRule(nn.Module):
 
     ``Δŵ_ij = step / fan_in · exp(r_i + c_j) · (Σ_k (β_k + r_ik + c_jk) d^k_ij + free_ij)``
 
-    with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the second
+    with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
     moment, and whitened momentum. The backbone reads the weights and momenta and gives the terms
     ``r`` of the target and ``c`` of the source neuron and the free edge term. With the gauge and
     ``1 / fan_in`` an aligned step of 1 changes a pre-activation by as much as its own size,
@@ -78,7 +80,7 @@ class UpdateRule(nn.Module):
         nn.init.zeros_(self.neuron_terms.out.weight)
         nn.init.zeros_(self.neuron_terms.out.bias)
         self.free = DeltaHead(edge_channels, scale=0.0)
-        self.mixture = nn.Parameter(torch.eye(_DIRECTIONS)[0])
+        self.mixture = nn.Parameter(torch.eye(_DIRECTIONS)[0].clone())
         self.log_step = nn.Parameter(torch.tensor(log(_FIRST_STEP)))
 
     @classmethod
@@ -147,7 +149,7 @@ class UpdateRule(nn.Module):
     def _combine(
         self, directions: list[Tensor], free: Tensor, target: Tensor, source: Tensor
     ) -> Tensor:
-        """Directions (batch, out, in, kernel), terms (batch, 1 + directions, nodes) of both ends."""
+        """Directions (batch, out, in, kernel), both ends' terms (batch, 1 + directions, nodes)."""
         rows, columns = target[..., None, None], source[..., None, :, None]
         step = free
         for k, direction in enumerate(directions):

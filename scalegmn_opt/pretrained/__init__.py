@@ -21,7 +21,9 @@ FORMAT = "scalegmn-opt 1"
 def available() -> list[str]:
     """Names of the weights in the package."""
     files = resources.files(__name__).iterdir()
-    return sorted(f.name.removesuffix(".safetensors") for f in files if f.name.endswith(".safetensors"))
+    return sorted(
+        f.name.removesuffix(".safetensors") for f in files if f.name.endswith(".safetensors")
+    )
 
 
 def save_weights(
@@ -52,7 +54,9 @@ def load_weights(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file, got a damaged one ({error})") from error
+        raise ValueError(
+            f"{path}: expected a safetensors file, got a damaged one ({error})"
+        ) from error
     found = (metadata.get("format"), metadata.get("kind"))
     if found != (FORMAT, kind):
         raise ValueError(f"{path}: expected {(FORMAT, kind)} (format, kind), got {found}")

@@ -39,8 +39,10 @@ class Transform:
 
     def _act(self, values: Mapping[str, Tensor], *, power: int) -> dict[str, Tensor]:
         edges = pack(self.graph, values)
-        acted = {b.parameter: self.act_on_edges(b, edges[b.parameter], power=power)
-                 for b in self.graph.blocks}
+        acted = {
+            b.parameter: self.act_on_edges(b, edges[b.parameter], power=power)
+            for b in self.graph.blocks
+        }
         return unpack(self.graph, acted)
 
     def act_on_edges(self, block: WeightBlock, edges: Tensor, *, power: int = 1) -> Tensor:
