@@ -14,6 +14,7 @@ from .closed_form import (
 from .edit import DirectedEdit, Edit
 from .learned import LearnedEdit, LearnedEditor, dilation
 from .metrics import mse, psnr
+from .report import EditReport, measure, write_report
 
 __all__ = [
     "EDITS",
@@ -23,6 +24,7 @@ __all__ = [
     "DirectedEdit",
     "Edit",
     "EditRecipe",
+    "EditReport",
     "EditStep",
     "IntensityEdit",
     "Invert",
@@ -33,7 +35,9 @@ __all__ = [
     "Zoom",
     "apply_recipe",
     "dilation",
+    "measure",
     "mse",
     "psnr",
     "resolve",
+    "write_report",
 ]

@@ -3,12 +3,13 @@
 from .classify import MLPClassification
 from .data import Dataset, digits, mnist
 from .quadratic import QuadraticTask
-from .suites import SUITES, DigitsMLPSuite, QuadraticSuite, resolve_suite
+from .suites import SUITES, DigitsMLPSuite, DigitsTinySuite, QuadraticSuite, resolve_suite
 
 __all__ = [
     "SUITES",
     "Dataset",
     "DigitsMLPSuite",
+    "DigitsTinySuite",
     "MLPClassification",
     "QuadraticSuite",
     "QuadraticTask",

@@ -73,8 +73,35 @@ class DigitsMLPSuite:
         ]
 
 
+class DigitsTinySuite:
+    """The least that shows learning: ReLU perceptrons of 16 inputs and 12 to 24 hidden neurons.
+
+    Each task has a random projection of scikit-learn's digits (training part) to 16 dimensions.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._dataset: Dataset = digits()
+
+    def sample(self, generator: torch.Generator, count: int) -> list[MLPClassification]:
+        """``count`` tasks of one random width."""
+        width = _integer(12, 24, generator=generator)
+        return [
+            MLPClassification(
+                self._dataset,
+                hidden=[width],
+                batch_size=32,
+                projection=_projection(self._dataset.features, 16, generator=generator),
+            )
+            for _ in range(_checked_count(count))
+        ]
+
+
 SUITES: dict[str, Callable[[], TaskSuite]] = {
     "digits-mlp": DigitsMLPSuite,
+    "digits-tiny": DigitsTinySuite,
     "quadratic": QuadraticSuite,
 }
 

@@ -45,11 +45,12 @@ class Program:
         self.sources.setdefault(value.parameter, source)
         self.targets.setdefault(value.parameter, target)
 
-    def bias(self, argument: Any, target: Dim) -> None:
-        """Record an optional parameter of one number a neuron."""
+    def bias(self, argument: Any, target: Dim, *, others: Dims) -> None:
+        """Record an optional parameter of one number a neuron, the same along ``others``."""
         if argument is not None:
             value = self.value(argument)
             self.axes.unite(value.dims[0], target)
+            self.axes.constrain(others, PERMUTATION)
             self.targets.setdefault(value.parameter, value.dims[0])
 
 
@@ -82,7 +83,7 @@ def linear(program: Program, node: Node) -> Value:
     program.axes.unite(source, x.dims[-1])
     program.axes.produce(out)
     program.weight(weight, source=source, target=out)
-    program.bias(_argument(node, 2, "bias", None), out)
+    program.bias(_argument(node, 2, "bias", None), out, others=x.dims[:-1])
     return Value((*x.dims[:-1], out))
 
 
@@ -98,7 +99,7 @@ def convolution(program: Program, node: Node) -> Value:
     program.axes.fix(x.dims[channel + 1 :], "positions of a convolution")
     program.axes.produce(out)
     program.weight(weight, source=source, target=out)
-    program.bias(_argument(node, 2, "bias", None), out)
+    program.bias(_argument(node, 2, "bias", None), out, others=x.dims[:channel])
     positions = shape_of(node)[channel + 1 :]
     return Value((*x.dims[:channel], out, *program.axes.new_dims(positions, fixed="positions")))
 
@@ -172,7 +173,7 @@ def _elementwise(program: Program, node: Node, symmetry: Any) -> Value:
         wide = [dim for dim in found if program.axes.size(dim) == shape[position]]
         program.axes.unite(wide[0], wide[-1])
         if len(wide) < len(values):  # broadcast along the neurons: one number for all of them
-            program.axes.constrain(wide[:1], PERMUTATION)
+            program.axes.constrain(found, PERMUTATION)
         dims.append(wide[0])
     program.axes.constrain(dims, symmetry)
     if any(value.parameter for value in values):
@@ -180,17 +181,16 @@ def _elementwise(program: Program, node: Node, symmetry: Any) -> Value:
     return Value(tuple(dims))
 
 
-def pooling(symmetry: Any) -> Rule:
-    """Pools positions, channel by channel."""
+def pooling(symmetry: Any, positions: int) -> Rule:
+    """Pools the last ``positions`` dimensions, channel by channel."""
 
     def rule(program: Program, node: Node) -> Value:
         x, shape = program.value(node.args[0]), shape_of(node)
-        pooled = [i for i, dim in enumerate(x.dims) if program.axes.size(dim) != shape[i]]
-        first = min(pooled, default=len(shape))
-        program.axes.fix([x.dims[i] for i in pooled], "pooled positions")
-        program.axes.constrain(x.dims[:first], symmetry)
-        fresh = {i: program.axes.new_dims([shape[i]], fixed="positions")[0] for i in pooled}
-        return Value(tuple(fresh.get(i, dim) for i, dim in enumerate(x.dims)))
+        channels, pooled = x.dims[:-positions], x.dims[-positions:]
+        program.axes.fix(pooled, "pooled positions")
+        program.axes.constrain(channels, symmetry)
+        fresh = program.axes.new_dims(shape[-positions:], fixed="positions")
+        return Value((*channels, *fresh))
 
     return rule
 
@@ -274,9 +274,9 @@ RULES: dict[Any, Rule] = {
     aten.log_softmax: softmax,
     **{getattr(aten, operator): activation(name) for operator, name in _ACTIVATIONS.items()},
     **{getattr(aten, f"{operator}_"): activation(operator) for operator in ("relu", "tanh")},
-    **{getattr(aten, f"max_pool{n}d"): pooling(POSITIVE_SCALE) for n in (1, 2)},
-    **{getattr(aten, f"avg_pool{n}d"): pooling(NONZERO_SCALE) for n in (1, 2)},
-    **{getattr(aten, f"adaptive_avg_pool{n}d"): pooling(NONZERO_SCALE) for n in (1, 2)},
+    **{getattr(aten, f"max_pool{n}d"): pooling(POSITIVE_SCALE, n) for n in (1, 2)},
+    **{getattr(aten, f"avg_pool{n}d"): pooling(NONZERO_SCALE, n) for n in (1, 2)},
+    **{getattr(aten, f"adaptive_avg_pool{n}d"): pooling(NONZERO_SCALE, n) for n in (1, 2)},
     **{getattr(aten, operator): transparent for operator in _TRANSPARENT},
     **{getattr(aten, operator): view for operator in _VIEWS},
 }

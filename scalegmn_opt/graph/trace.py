@@ -60,7 +60,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> WeightGraph:
             stacklevel=2,
         )
         return WeightGraph.from_parameters({n: p.shape for n, p in module.named_parameters()})
-    program, unknown = _propagate(exported)
+    program, unknown = _propagate(exported, _canonical_names(module))
     for operator, (line, reason) in unknown.items():
         warnings.warn(
             f"no rule for operator {operator} ({reason}) at {line!r}: the neurons it touches get "
@@ -71,12 +71,21 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> WeightGraph:
     return _Builder(program, module).graph()
 
 
-def _propagate(exported: ExportedProgram) -> tuple[Program, dict[str, tuple[str, str]]]:
+def _canonical_names(module: nn.Module) -> dict[str, str]:
+    """From every name of a parameter, shared ones have several, to the one it is listed under."""
+    first = {id(p): name for name, p in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every}
+
+
+def _propagate(
+    exported: ExportedProgram, names: dict[str, str]
+) -> tuple[Program, dict[str, tuple[str, str]]]:
     program, unknown = Program(), {}
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     for node in exported.graph.nodes:
         if node.op == "placeholder":
-            _enter(program, node, kinds[node.name])
+            _enter(program, node, kinds[node.name], names)
         elif node.op == "output":
             for value in _tensors(program, node):
                 program.axes.fix(value.dims, "output")
@@ -84,14 +93,18 @@ def _propagate(exported: ExportedProgram) -> tuple[Program, dict[str, tuple[str,
             _apply(program, node, unknown)
         else:  # several outputs, or none: touch what it reads, read its parts by getitem
             _fix(program, node, "no rule", unknown)
+    _fix_unplaced(program, unknown)
     return program, unknown
 
 
-def _enter(program: Program, node: Node, spec: Any) -> None:
+def _enter(program: Program, node: Node, spec: Any, names: dict[str, str]) -> None:
     if not isinstance(node.meta.get("val"), Tensor):
         return
     if spec.kind is InputKind.PARAMETER:
-        program.values[node] = Value(program.axes.new_dims(shape_of(node)), parameter=spec.target)
+        name = names[spec.target]
+        known = (value for value in program.values.values() if value.parameter == name)
+        fresh = Value(program.axes.new_dims(shape_of(node)), parameter=name)
+        program.values[node] = next(known, fresh)
     else:
         reason = "input" if spec.kind is InputKind.USER_INPUT else "buffer"
         program.values[node] = Value(program.axes.new_dims(shape_of(node), fixed=reason))
@@ -115,8 +128,24 @@ def _fix(program: Program, node: Node, reason: str, unknown: dict[str, tuple[str
     values = _tensors(program, node)
     for value in values:
         program.axes.fix(value.dims, f"read by {node.target}")
-    if any(program.axes.facts(a).produced for v in values for d in v.dims for a in d):
+    if any(value.parameter or _meets_neurons(program, value) for value in values):
         unknown.setdefault(str(node.target), (_source_line(node), reason))
+
+
+def _fix_unplaced(program: Program, unknown: dict[str, tuple[str, str]]) -> None:
+    """A parameter that was only read through other operators stays, and so its neurons must."""
+    for node, value in program.values.items():
+        if value.parameter and value.parameter not in program.targets:
+            program.axes.fix(value.dims, "parameter without a place")
+            if _meets_neurons(program, value):
+                user = next(iter(node.users))
+                reason = f"it changes parameter {value.parameter!r}"
+                unknown.setdefault(str(user.target), (_source_line(user), reason))
+
+
+def _meets_neurons(program: Program, value: Value) -> bool:
+    axes = (axis for dim in value.dims for axis in program.axes.resolve(dim))
+    return any(program.axes.facts(axis).produced for axis in axes)
 
 
 def _tensors(program: Program, node: Node) -> list[Value]:
@@ -197,10 +226,16 @@ class _Builder:
     def _sources(self) -> set[Dim]:
         return set(self._program.sources.values())
 
+    def _new_name(self, parameter: str, end: str) -> str:
+        """After the module, or after the parameter in a module with several such groups."""
+        name = f"{parameter.rpartition('.')[0] or parameter}:{end}"
+        taken = any(group.name == name for group in self._groups.values())
+        return f"{parameter}:{end}" if taken else name
+
     def _new_group(self, parts: Dim, parameter: str, *, is_source: bool) -> NeuronGroup:
         facts = [self._axes.facts(axis) for axis in parts]
         activations = facts[0].activations
-        name = f"{parameter.rpartition('.')[0] or parameter}:{'in' if is_source else 'out'}"
+        name = self._new_name(parameter, "in" if is_source else "out")
         size = self._axes.size(parts)
         activation = activations[0] if len(activations) == 1 else None
         if self._axes.is_free(parts[0]):

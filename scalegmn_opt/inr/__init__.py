@@ -12,7 +12,7 @@ from .siren import (
     pixel_grid,
     render,
 )
-from .store import INRStore
+from .store import INRStore, fit_store
 
 __all__ = [
     "FitResult",
@@ -22,6 +22,7 @@ __all__ = [
     "check_parameters",
     "evaluate",
     "fit",
+    "fit_store",
     "initial_parameters",
     "load_images",
     "pixel_grid",

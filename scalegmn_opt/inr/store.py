@@ -7,8 +7,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Generator, Tensor
 
+from .fit import fit
 from .siren import SirenSpec, check_parameters
 
 _METADATA_KEY = "scalegmn_opt.inr_store"
@@ -99,6 +100,27 @@ class INRStore:
         if spec is not None and store.spec != spec:
             raise ValueError(f"spec must be that of {path}: expected {spec}, got {store.spec}")
         return store
+
+
+def fit_store(
+    images: Tensor,
+    names: tuple[str, ...],
+    spec: SirenSpec,
+    *,
+    generator: Generator,
+    steps: int = 100,
+    progress: bool = True,
+) -> INRStore:
+    """Fit one network to every image, as `fit` does, and keep them under the images' names.
+
+    Shapes: images `(batch, channels, height, width)`, intensities in [0, 1].
+
+    Raises:
+        TypeError, ValueError: as `fit` and `INRStore`.
+    """
+    result = fit(images, spec, generator=generator, steps=steps, progress=progress)
+    height, width = images.shape[2:]
+    return INRStore(result.params, spec, names, result.psnr, (height, width))
 
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -93,14 +93,14 @@ class TruncatedBackprop(nn.Module):
         return loss + sum(0.0 * p.sum() for p in self.parameters()), log
 
     def _unroll(self, worker: InnerRun) -> tuple[dict[str, Tensor], State, Tensor]:
-        graph, rms = worker.tasks[0].graph, worker.input_rms
+        graph = worker.tasks[0].graph
         params = {name: p.detach().requires_grad_() for name, p in worker.params.items()}
         state, losses = worker.state, []
         for _ in range(self.truncation):
             losses.append(worker.losses(params))
             grads = _gradients(losses[-1], params)
             read = {name: p.detach() for name, p in params.items()}
-            updates, state = self.rule(graph, read, grads, state, input_rms=rms)
+            updates, state = self.rule(graph, read, grads, state)
             params = {name: p + updates[name] for name, p in params.items()}
         losses.append(worker.losses(params))
         return params, state, torch.stack(losses)

@@ -42,7 +42,9 @@ class InnerRun:
         self._task_seed = int(torch.randint(2**62, (), generator=self.generator))
         self.tasks: Sequence[Task] = self._sample()
         self.params = stack_parameters([task.init(self.generator) for task in self.tasks])
-        self.state: State = UpdateRule.init(self.params)
+        rms = torch.tensor([task.input_rms for task in self.tasks])
+        graph = self.tasks[0].graph
+        self.state: State = UpdateRule.init(graph, self.params, input_rms=rms)
         shortest, longest = self._horizon
         uniform = float(torch.rand((), generator=self.generator, dtype=torch.float64))
         self.remaining = round(exp(log(shortest) + uniform * log(longest / shortest)))
@@ -58,11 +60,6 @@ class InnerRun:
                 f"tasks of {len({t.graph for t in tasks})} architectures"
             )
         return tasks
-
-    @property
-    def input_rms(self) -> Tensor:
-        """(networks,)"""
-        return torch.tensor([task.input_rms for task in self.tasks])
 
     def losses(self, params: dict[str, Tensor]) -> Tensor:
         """Losses (networks,) of stacked ``params`` on a new batch of each task."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from functools import reduce
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ class LearnedOptimizer(Optimizer):
             change at ``lr=1`` moves a pre-activation by at most about its own size.
         weight_decay: share of each parameter removed per step at ``lr=1``.
 
-    State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 for float64
-    parameters), 12 bytes a parameter, and ``step``.
+    State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
+    float64 parameters), 12 bytes a parameter; ``step``; ``target`` and ``source``, the gauge at the first
+    step, one number a neuron.
 
     Raises:
         ValueError: for a negative ``lr`` or ``weight_decay``, ``model`` without
@@ -100,15 +102,22 @@ class LearnedOptimizer(Optimizer):
         return self._graph
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; the weight graph is rebuilt."""
+        """As in torch; the weight graph is rebuilt. A group that is refused is not added."""
         super().add_param_group(param_group)
         self._graph = None
-        group = self.param_groups[-1]
-        for name, low in (("lr", 0.0), ("weight_decay", 0.0)):
-            if not float(group[name]) >= low:
-                raise ValueError(f"{name}: expected a number of at least {low}, got {group[name]}")
-        for name, p in self._named_group(len(self.param_groups) - 1):
-            if p.is_complex():
+        try:
+            self._check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key in ("lr", "weight_decay"):
+            if not float(group[key]) >= 0.0:
+                raise ValueError(f"{key}: expected a number of at least 0.0, got {group[key]}")
+        own = {id(p) for p in group["params"]}
+        for name, p in self._named_parameters().items():
+            if id(p) in own and p.is_complex():
                 raise TypeError(f"params: expected real parameters, got complex {name!r}")
 
     @torch.no_grad()
@@ -118,11 +127,12 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        names = {id(p): name for name, p in self._named_parameters().items()}
         active = [
-            (name, p, group)
-            for index, group in enumerate(self.param_groups)
-            for name, p in self._named_group(index)
-            if p.grad is not None
+            (names[id(p)], p, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and p.numel() > 0
         ]
         if not active:
             return loss
@@ -139,18 +149,22 @@ class LearnedOptimizer(Optimizer):
         self, active: list[tuple[str, Tensor]]
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """The rule on the whole graph; parameters without a gradient count as at rest."""
-        parameters = self._named_parameters()
-        params = {name: _working(p.detach())[None] for name, p in parameters.items()}
-        state: State = UpdateRule.init(params)
+        named = self._named_parameters()
+        parameters = {name: p for name, p in named.items() if p.numel() > 0}
+        dtype = _working_dtype(parameters)
+        params = {name: p.detach().to(dtype)[None] for name, p in parameters.items()}
         grads = {name: torch.zeros_like(p) for name, p in params.items()}
         for name, p in active:
-            grads[name] = _working(p.grad)[None]
-        for name, p in parameters.items():
-            if self.state.get(p):
-                state[name] = {key: value[None] for key, value in self.state[p].items()}
-        device = next(iter(params.values())).device
-        self.rule.to(device=device, dtype=torch.promote_types(_dtype(params), torch.float32))
-        updates, state = self.rule(self.graph, params, grads, state, input_rms=self._input_rms)
+            grads[name] = p.grad.to(dtype)[None]
+        state: State = {
+            name: {key: value.to(dtype)[None] for key, value in self.state[p].items()}
+            for name, p in parameters.items()
+            if self.state.get(p)
+        }
+        if len(state) < len(params):
+            state = UpdateRule.init(self.graph, params, input_rms=self._input_rms) | state
+        self.rule.to(device=next(iter(params.values())).device, dtype=dtype)
+        updates, state = self.rule(self.graph, params, grads, state)
         return (
             {name: updates[name][0] for name, _ in active},
             {name: {k: v[0] for k, v in state[name].items()} for name, _ in active},
@@ -165,37 +179,36 @@ class LearnedOptimizer(Optimizer):
             for key, value in state_dict["state"].get(index, {}).items():
                 self.state[p][key] = value.detach().clone().to(p.device)
 
-    def _named_group(self, index: int) -> list[tuple[str, Tensor]]:
-        """Names of a group's parameters: the model's, the given, or ``param_groups[i].j``."""
-        group = self.param_groups[index]
-        known = {id(p): name for name, p in self._model_parameters.items()}
-        given = group.get("param_names") or [
-            f"param_groups[{index}].{i}" for i in range(len(group["params"]))
-        ]
-        pairs = zip(given, group["params"], strict=True)
-        return [(known.get(id(p), name), p) for name, p in pairs]
-
     def _named_parameters(self) -> dict[str, Tensor]:
-        """All tensors the rule reads: the model's parameters and those of the groups."""
+        """All tensors the rule reads, by the model's, the given, or a name of their place."""
         named = dict(self._model_parameters)
-        for index in range(len(self.param_groups)):
-            for name, p in self._named_group(index):
-                unique = name if named.get(name, p) is p else f"param_groups[{index}].{name}"
-                named[unique] = p
+        known = {id(p) for p in named.values()}
+        for index, group in enumerate(self.param_groups):
+            places = [f"param_groups[{index}].{i}" for i in range(len(group["params"]))]
+            given = group.get("param_names") or places
+            for name, place, p in zip(given, places, group["params"], strict=True):
+                if id(p) not in known:
+                    named[place if name in named else name] = p
         return named
 
 
 def _extend(graph: WeightGraph | None, parameters: dict[str, Tensor]) -> WeightGraph:
-    """``graph`` with isolated blocks for the parameters that it does not have."""
+    """``graph`` with isolated blocks for parameters that it does not have, and no empty ones."""
     known = {block.parameter for block in graph.blocks} if graph else set()
     rest = WeightGraph.from_parameters(
-        {name: p.shape for name, p in parameters.items() if name not in known}
+        {name: p.shape for name, p in parameters.items() if name not in known and p.numel() > 0}
     )
     if graph is None:
         return rest
+    graph = _without_empty(graph)
     groups: list[NeuronGroup] = [g for g in rest.groups if g.name not in graph.group]
     blocks: tuple[WeightBlock, ...] = rest.blocks
     return WeightGraph((*graph.groups, *groups), (*graph.blocks, *blocks))
+
+
+def _without_empty(graph: WeightGraph) -> WeightGraph:
+    blocks = tuple(block for block in graph.blocks if 0 not in block.shape)
+    return WeightGraph(tuple(group for group in graph.groups if group.size > 0), blocks)
 
 
 def _check_gradient(name: str, p: Tensor) -> None:
@@ -211,13 +224,10 @@ def _check_gradient(name: str, p: Tensor) -> None:
         )
 
 
-def _working(x: Tensor) -> Tensor:
-    """In float32, or float64 for float64 tensors."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _dtype(params: dict[str, Tensor]) -> torch.dtype:
-    return next(iter(params.values())).dtype
+def _working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
+    """float32, or float64 if there are float64 parameters."""
+    dtypes = (p.dtype for p in parameters.values())
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def _rms(inputs: Sequence[Any]) -> float:

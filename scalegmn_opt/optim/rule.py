@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from math import log
 from typing import Any, Self
 
 import torch
@@ -16,15 +15,12 @@ from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
 from scalegmn_opt.pretrained import load_weights, save_weights
 from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged
 
-State = dict[
-    str, dict[str, Tensor]
-]  # parameter -> step (batch,), fast, slow, square (batch, *shape)
+State = dict[str, dict[str, Tensor]]  # by parameter; see UpdateRule.init
 
 FAST_DECAY, SLOW_DECAY, SQUARE_DECAY = 0.9, 0.98, 0.99
 _DIRECTIONS = 3  # fast and slow momentum relative to noise, whitened momentum
 _TIME_SCALES = (10.0, 100.0, 1000.0)  # steps at which a time feature is half-way
 _MAX_LOG_STEP = 3.0
-_FIRST_STEP = 0.5  # an untrained step of 1 is too long for layers with a handful of inputs
 
 
 class UpdateRule(nn.Module):
@@ -36,9 +32,10 @@ class UpdateRule(nn.Module):
 
     with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
     moment, and whitened momentum. The backbone reads the weights and momenta and gives the terms
-    ``r`` of the target and ``c`` of the source neuron and the free edge term. With the gauge and
-    ``1 / fan_in`` an aligned step of 1 changes a pre-activation by as much as its own size,
-    whatever the width. An untrained rule is half the normalised-momentum step ``d = -m / sqrt(v)``.
+    ``r`` of the target and ``c`` of the source neuron and the free edge term. With the gauge of the
+    initial parameters and ``1 / fan_in`` an aligned step of 1 changes a pre-activation by as much
+    as its initial size, whatever the width. An untrained rule is the normalised-momentum step
+    ``d = -m / sqrt(v)``.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -81,7 +78,7 @@ class UpdateRule(nn.Module):
         nn.init.zeros_(self.neuron_terms.out.bias)
         self.free = DeltaHead(edge_channels, scale=0.0)
         self.mixture = nn.Parameter(torch.eye(_DIRECTIONS)[0].clone())
-        self.log_step = nn.Parameter(torch.tensor(log(_FIRST_STEP)))
+        self.log_step = nn.Parameter(torch.zeros(()))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
@@ -96,15 +93,20 @@ class UpdateRule(nn.Module):
         save_weights(path, self, kind="rule", config=self.config)
 
     @staticmethod
-    def init(params: Mapping[str, Tensor]) -> State:
-        """The state before the first step: 12 bytes a parameter in float32."""
-        return {
-            name: {
-                "step": torch.zeros(len(p), dtype=p.dtype),
-                **{key: torch.zeros_like(p) for key in ("fast", "slow", "square")},
-            }
-            for name, p in params.items()
-        }
+    def init(
+        graph: WeightGraph, params: Mapping[str, Tensor], *, input_rms: Tensor | float = 1.0
+    ) -> State:
+        """The state before the first step: 12 bytes a parameter in float32, and a few a neuron.
+
+        ``step`` (batch,); ``fast``, ``slow``, ``square`` (batch, *shape); the gauge of the initial
+        parameters at both ends of a block, ``target`` (batch, out) and ``source`` (batch, in). With
+        the gauge of the present parameters the steps would grow with the weights, exponentially.
+
+        Args:
+            input_rms: root mean square of the networks' inputs, a number or (batch,).
+        """
+        gauge = forward_sweep(graph, pack(graph, params), input_rms=input_rms)
+        return {block.parameter: _rest(block, gauge, params) for block in graph.blocks}
 
     def forward(
         self,
@@ -112,21 +114,22 @@ class UpdateRule(nn.Module):
         params: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
         state: State,
-        *,
-        input_rms: Tensor | float = 1.0,
     ) -> tuple[dict[str, Tensor], State]:
         """One step: ``params + updates`` are the next parameters; no argument is modified.
 
         Args:
             params, grads: (batch, *shape) by name.
             state: from :meth:`init` or the previous step.
-            input_rms: root mean square of the networks' inputs, a number or (batch,).
         """
-        weights = pack(graph, params)
-        gauge = forward_sweep(graph, weights, input_rms=input_rms)
         state = {name: _advance(state[name], grad) for name, grad in grads.items()}
-        directions = {b.parameter: _directions(b, gauge, state[b.parameter]) for b in graph.blocks}
-        features = _features(gauged(graph), gauge, weights, grads, state, directions)
+        ratios = {name: _ratio(values) for name, values in state.items()}
+        directions = {
+            b.parameter: _directions(b, ratios[b.parameter], state[b.parameter])
+            for b in graph.blocks
+        }
+        weights = {n: w / ratios[n] for n, w in pack(graph, params).items()}
+        gradients = {n: g * ratios[n] for n, g in pack(graph, grads).items()}
+        features = _features(gauged(graph), weights, gradients, state, directions)
         out = self.backbone(features)
         free, terms = self.free(out), self._neuron_terms(out)
         updates = {}
@@ -134,7 +137,7 @@ class UpdateRule(nn.Module):
             ends = terms[block.target][0], terms[block.source][1]
             edge = block.pack(free[block.parameter][:, 0])
             step = self._combine(directions[block.parameter], edge, *ends)
-            scaled = gauge.ratio(block) * step * step_scale(graph, block)
+            scaled = ratios[block.parameter] * step * step_scale(graph, block)
             updates[block.parameter] = block.unpack(scaled)
         return updates, state
 
@@ -170,13 +173,29 @@ def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
     return graph.fan_in[block.target] ** -0.5
 
 
+def _rest(block: WeightBlock, gauge: Gauge, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    p = params[block.parameter]
+    return {
+        "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
+        **{key: torch.zeros_like(p) for key in ("fast", "slow", "square")},
+        "target": gauge.scales[block.target].clone(),
+        "source": gauge.scales[block.source].clone(),
+    }
+
+
 def _advance(state: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
     return {
+        **state,
         "step": state["step"] + 1,
         "fast": torch.lerp(grad, state["fast"], FAST_DECAY),
         "slow": torch.lerp(grad, state["slow"], SLOW_DECAY),
         "square": torch.lerp(grad.square(), state["square"], SQUARE_DECAY),
     }
+
+
+def _ratio(state: dict[str, Tensor]) -> Tensor:
+    """``s_i / s_j`` (batch, out, in, 1)."""
+    return (state["target"][:, :, None] / state["source"][:, None, :]).unsqueeze(-1)
 
 
 def _unbiased(state: dict[str, Tensor], key: str, decay: float) -> Tensor:
@@ -185,20 +204,19 @@ def _unbiased(state: dict[str, Tensor], key: str, decay: float) -> Tensor:
     return values / (1 - decay**step)
 
 
-def _directions(block: WeightBlock, gauge: Gauge, state: dict[str, Tensor]) -> list[Tensor]:
+def _directions(block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
     """Descent directions (batch, out, in, kernel) in gauge coordinates."""
     square = block.pack(_unbiased(state, "square", SQUARE_DECAY))
     fast = -block.pack(_unbiased(state, "fast", FAST_DECAY))
     slow = -block.pack(_unbiased(state, "slow", SLOW_DECAY))
     relative = [relative_to_noise(momentum, square) for momentum in (fast, slow)]
-    return [*relative, whitened(fast * gauge.ratio(block))]
+    return [*relative, whitened(fast * ratio)]
 
 
 def _features(
     graph: WeightGraph,
-    gauge: Gauge,
     weights: dict[str, Tensor],
-    grads: Mapping[str, Tensor],
+    gradients: dict[str, Tensor],
     state: State,
     directions: dict[str, list[Tensor]],
 ) -> WeightFeatures:
@@ -206,11 +224,9 @@ def _features(
     edges, invariants = {}, {}
     for block in graph.blocks:
         name = block.parameter
-        size = step_scale(graph, block) ** -0.5
-        plus = weights[name] / gauge.ratio(block) * size
-        gradient = -unit_rms(block.pack(grads[name]) * gauge.ratio(block))
+        plus = weights[name] * step_scale(graph, block) ** -0.5
         fast, slow, _ = directions[name]
-        minus = torch.stack([gradient.clamp(-5, 5), fast, slow], 1)
+        minus = torch.stack([-unit_rms(gradients[name]).clamp(-5, 5), fast, slow], 1)
         edges[name] = (plus.clamp(-5, 5).unsqueeze(1), minus)
     first = next(iter(weights.values()))
     for group in graph.groups:

@@ -25,11 +25,11 @@ class Transform:
     scales: dict[str, Tensor]
 
     def apply(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``g·θ``: stacked parameters (batch, *shape) of the transformed networks."""
+        """``g·θ``: parameters (*shape) or stacked parameters (batch, *shape), transformed."""
         return self._act(params, power=1)
 
     def apply_to_gradients(self, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``g·∇L``: gradients and momenta (batch, *shape), which scale inversely."""
+        """``g·∇L``: gradients and momenta, which scale inversely; shapes as in ``apply``."""
         return self._act(grads, power=-1)
 
     def apply_to_nodes(self, group: str, x: Tensor, *, power: int = 1) -> Tensor:
@@ -38,10 +38,14 @@ class Transform:
         return (x * scale[:, None])[:, self.orders[group].to(x.device)]
 
     def _act(self, values: Mapping[str, Tensor], *, power: int) -> dict[str, Tensor]:
+        shapes = {block.parameter: block.parameter_shape for block in self.graph.blocks}
+        if all(tuple(value.shape) == shapes.get(name) for name, value in values.items()):
+            stacked = {name: value.unsqueeze(0) for name, value in values.items()}
+            return {name: v.squeeze(0) for name, v in self._act(stacked, power=power).items()}
         edges = pack(self.graph, values)
         acted = {
-            b.parameter: self.act_on_edges(b, edges[b.parameter], power=power)
-            for b in self.graph.blocks
+            block.parameter: self.act_on_edges(block, edges[block.parameter], power=power)
+            for block in self.graph.blocks
         }
         return unpack(self.graph, acted)
 

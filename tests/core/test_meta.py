@@ -1,6 +1,7 @@
 """Inner runs, truncated backpropagation, the trainer and its checkpoints."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +263,7 @@ import test_meta
 trainer = test_meta.make_trainer(pathlib.Path(sys.argv[1]))
 assert trainer.accelerator.num_processes == 2
 trainer.train()
+trainer.accelerator.end_training()
 """
 
 
@@ -271,9 +273,13 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path):
     one.train()
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = str(Path(__file__).parents[2])
     subprocess.run(
-        [sys.executable, *command, str(script), str(tmp_path / "two")], check=True, timeout=300
+        [sys.executable, *command, str(script), str(tmp_path / "two")],
+        check=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
     )
     two = UpdateRule.from_pretrained(tmp_path / "two" / "weights.safetensors").state_dict()
     for name, value in rule_of(one).state_dict().items():

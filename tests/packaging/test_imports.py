@@ -15,6 +15,7 @@ PACKAGE = "scalegmn_opt"
 # A module imports its own package and packages of lower rank. Same rank: neither sees the other.
 RANKS = {
     "_yaml": 0,
+    "figures": 0,
     "pretrained": 0,
     "recipes": 0,
     "graph": 1,
@@ -32,6 +33,7 @@ RANKS = {
     "tasks": 10,
     "editors": 10,
     "demo": 11,
+    "info": 11,
     "cli": 12,
 }
 LAZY = {"matplotlib", "PIL", "sklearn", "torch_geometric", "higher"}

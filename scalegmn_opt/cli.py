@@ -1,0 +1,298 @@
+"""The command line: `scalegmn-opt demo | meta-train | fit | edit | info`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import BaseModel, field_validator
+from torch import Generator, Tensor, cat
+
+from scalegmn_opt.recipe import load_recipe, unknown_choice
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from scalegmn_opt.editors.training import EditorRecipe
+    from scalegmn_opt.inr import INRStore
+    from scalegmn_opt.meta.recipe import TrainerOptions
+
+app = typer.Typer(
+    help="Learned optimizers and weight editing on scale-equivariant graph metanetworks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+KINDS = ("rule", "editor")
+
+
+class _AnyTraining(BaseModel):
+    """A recipe of meta-training, of which only the kind is known."""
+
+    kind: str
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise unknown_choice("kind", kind, KINDS)
+        return kind
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
+    # Users name their own modules; unlike `python -m`, a script does not look where it is run.
+    sys.path.append(os.getcwd())
+    try:
+        app(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        raise SystemExit(1) from error
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and report.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """See all of it in two minutes: train with the learned optimizer, edit images, meta-train."""
+    from scalegmn_opt.demo import REPORT, run_demo
+
+    report = run_demo(out)
+    optimizer, edit, meta = (report[part] for part in ("optimizer", "edit", "meta"))
+    learned, adam = optimizer["learned"], optimizer["adam"]
+    lines = {
+        "optimizer.png": f"training loss after {optimizer['steps']} steps: "
+        f"{learned['training_loss']:.3g} learned, {adam['training_loss']:.3g} Adam "
+        f"(learning rate {optimizer['adam_learning_rate']:g}, the best of "
+        f"{len(optimizer['adam_of_each_learning_rate'])})",
+        "edit.png": f"dilation of {edit['count']} networks: MSE {edit['total']['mse']:.3g}, "
+        f"{edit['total']['mse_do_nothing']:.3g} without the edit",
+        "meta.png": f"meta-loss of a new rule in {meta['meta_steps']} meta-steps: "
+        f"{meta['meta_loss_first_quarter']:.3g} -> {meta['meta_loss_last_quarter']:.3g}",
+        REPORT: "all numbers",
+    }
+    for name, line in lines.items():
+        typer.echo(f"{out / name}: {line}")
+
+
+@app.command("meta-train")
+def meta_train(
+    recipe: Annotated[str, typer.Argument(help="File or packaged name; kind: rule or editor.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME if not given.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the recipe's image files.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT ended.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(help="Fail unless torchrun started as many.")
+    ] = None,
+) -> None:
+    """Train an update rule or an editor from a recipe; the weights go to OUT."""
+    from accelerate import Accelerator
+
+    from scalegmn_opt.editors.training import EditorRecipe
+    from scalegmn_opt.meta.checkpoint import latest
+    from scalegmn_opt.meta.recipe import RuleRecipe
+    from scalegmn_opt.tasks import resolve_suite
+
+    is_rule = load_recipe(recipe, _AnyTraining).kind == "rule"
+    loaded = load_recipe(recipe, RuleRecipe if is_rule else EditorRecipe)
+    accelerator = Accelerator(cpu=True)
+    _check_processes(accelerator, processes)
+    out = out or Path("runs") / loaded.name
+    if not resume and latest(out / "checkpoints"):
+        raise FileExistsError(f"--out: {out} holds checkpoints; add --resume, or choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    if isinstance(loaded, RuleRecipe):
+        objective = loaded.objective(resolve_suite(loaded.suite))
+    else:
+        images, names = _training_images(loaded, data)
+        with accelerator.main_process_first():
+            fresh = accelerator.is_main_process and not resume
+            store = _training_networks(loaded, images, names, out=out, fresh=fresh)
+        objective = loaded.objective(store, images)
+    _train(objective, loaded.trainer, out, seed=loaded.seed, resume=resume, accelerator=accelerator)
+
+
+@app.command()
+def fit(
+    images: Annotated[list[Path], typer.Argument(help="png, jpg, npy or npz of one size.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Store, a .safetensors file.")],
+    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers.")] = "32,32",
+    w0: Annotated[float, typer.Option(help="Frequency of the sines.")] = 30.0,
+    steps: Annotated[int, typer.Option(help="Adam steps per image.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the initialisations.")] = 0,
+) -> None:
+    """Fit a SIREN to every image and store them all in one file."""
+    from scalegmn_opt.inr import SirenSpec, fit_store, load_images
+
+    if not output.parent.is_dir():  # known before, not after minutes of fitting
+        raise FileNotFoundError(f"--output must lie in an existing folder, got {output}")
+    pixels, names = load_images(images)
+    spec = SirenSpec(hidden=_widths(hidden), out_features=pixels.shape[1], w0=w0)
+    store = fit_store(pixels, names, spec, generator=Generator().manual_seed(seed), steps=steps)
+    store.save(output)
+    typer.echo(f"{output}: {len(store)} networks, {_quality(store)}")
+
+
+@app.command()
+def edit(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, or a store.")],
+    *,
+    recipe: Annotated[str, typer.Option(help="File, or name of a packaged recipe.")],
+    out: Annotated[Path, typer.Option(help="Folder for networks, pictures and report.")],
+    scale: Annotated[int, typer.Option(min=1, help="Resolution of the larger pictures.")] = 4,
+    compare: Annotated[bool, typer.Option(help="Draw comparison.png.")] = True,
+) -> None:
+    """Edit images through the weights of the networks that hold them, and measure the result."""
+    from scalegmn_opt.editors import EDITS, EditRecipe, measure, write_report
+
+    loaded = load_recipe(recipe, EditRecipe)
+    store, images = _networks(source)
+    report = measure(store, loaded, EDITS, images=images)
+    write_report(report, out, source=str(source), scale=scale, compare=compare)
+    typer.echo(
+        f"{out}: {len(store)} networks, {loaded.name}: MSE {report.total.mse:.3g} to the target, "
+        f"{report.total.mse_do_nothing:.3g} without the edit, "
+        f"{report.total.cpu_ms_per_inr:.3g} ms each"
+    )
+
+
+@app.command()
+def info(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE",
+            help="package.module:factory that returns (module, example_inputs), a store, weights "
+            "or a recipe.",
+        ),
+    ],
+) -> None:
+    """Describe a model's weight graph, stored networks, weights or a recipe."""
+    from rich.console import Console
+
+    from scalegmn_opt.info import describe
+
+    description = describe(subject)
+    console = Console(highlight=False, soft_wrap=True)
+    for part in description.parts:
+        console.print(part)
+    if not description.ok:
+        raise typer.Exit(1)
+
+
+def _check_processes(accelerator: "Accelerator", processes: int | None) -> None:
+    running = accelerator.num_processes
+    if processes is not None and processes != running:
+        raise ValueError(
+            f"--processes: expected {processes}, got {running} running; start it with: torchrun "
+            f"--nproc_per_node {processes} -m scalegmn_opt.cli meta-train ..."
+        )
+
+
+def _train(
+    objective: Any,
+    options: "TrainerOptions",
+    out: Path,
+    *,
+    seed: int,
+    resume: bool,
+    accelerator: "Accelerator",
+) -> None:
+    from scalegmn_opt.demo import read_losses
+    from scalegmn_opt.figures import draw_losses
+    from scalegmn_opt.meta import MetaTrainer
+
+    trainer = MetaTrainer(
+        objective, out, seed=seed, accelerator=accelerator, **options.model_dump()
+    )
+    trainer.train(resume=resume)
+    if not accelerator.is_main_process:
+        return
+    typer.echo(f"weights: {out / 'weights.safetensors'}")
+    try:
+        draw_losses(read_losses(out), label="meta-loss").savefig(out / "meta.png", dpi=150)
+    except ImportError as error:
+        typer.echo(f"no picture of the meta-loss: {error}")
+    else:
+        typer.echo(f"meta-loss: {out / 'meta.png'}")
+
+
+def _training_images(recipe: "EditorRecipe", data: Path | None) -> tuple[Tensor, tuple[str, ...]]:
+    """The first images of every source, (batch, channels, size, size), and their names."""
+    from scalegmn_opt.editors.training import resize
+    from scalegmn_opt.inr import load_images
+    from scalegmn_opt.tasks import digits
+
+    images: list[Tensor] = []
+    names: list[str] = []
+    for source in recipe.images:
+        if source == "digits":
+            found = digits().train_inputs.reshape(-1, 1, 8, 8)
+            labels = tuple(f"digits[{i}]" for i in range(len(found)))
+        else:
+            found, labels = load_images([_data_file(source, data)])
+        images.append(resize(found[: recipe.count], recipe.size))
+        names += labels[: recipe.count]
+    channels = {name: len(some[0]) for name, some in zip(recipe.images, images, strict=True)}
+    if len(set(channels.values())) > 1:
+        raise ValueError(f"images: expected one number of channels in all sources, got {channels}")
+    return cat(images), tuple(names)
+
+
+def _data_file(source: str, data: Path | None) -> Path:
+    if data is None or not (data / source).is_file():
+        place = "it was not given" if data is None else f"there is no such file in {data}"
+        raise FileNotFoundError(f"--data: expected the folder that holds {source!r}, but {place}")
+    return data / source
+
+
+def _training_networks(
+    recipe: "EditorRecipe", images: Tensor, names: tuple[str, ...], *, out: Path, fresh: bool
+) -> "INRStore":
+    """Networks of the images: those in `out`, unless there are none or `fresh` ones are wanted."""
+    from scalegmn_opt.inr import INRStore, SirenSpec, fit_store
+
+    path, spec = out / "inrs.safetensors", SirenSpec(out_features=images.shape[1])
+    if fresh or not path.exists():
+        generator = Generator().manual_seed(recipe.seed)
+        fit_store(images, names, spec, generator=generator).save(path)
+    store = INRStore.load(path, spec)
+    if store.names != names:
+        raise ValueError(f"--resume: {path} holds networks of other images than the recipe's")
+    return store
+
+
+def _networks(source: Path) -> tuple["INRStore", Tensor | None]:
+    """The networks of a store; or networks fitted to the images of a file, and these images."""
+    from scalegmn_opt.inr import INRStore, SirenSpec, fit_store, load_images
+
+    if source.suffix == ".safetensors":
+        return INRStore.load(source), None
+    images, names = load_images([source])
+    spec = SirenSpec(out_features=images.shape[1])
+    store = fit_store(images, names, spec, generator=Generator().manual_seed(0))
+    typer.echo(f"{source}: fitted, {_quality(store)}")
+    return store, images
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--hidden: expected widths such as 32,32, got {text!r}") from error
+
+
+def _quality(store: "INRStore") -> str:
+    return f"PSNR mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB"
+
+
+if __name__ == "__main__":
+    main()
