@@ -184,7 +184,7 @@ class LearnedEdit(Edit):
         return {name: torch.cat([piece[name] for piece in pieces]) for name in params}
 
 
-def dilation() -> LearnedEdit:
+def dilation(weights: str | os.PathLike[str] = "dilate-small") -> LearnedEdit:
     """3x3 grey dilation of 28x28 pictures of strokes: bright lines become a pixel wider."""
     unit = "share of the dilated picture, 0 to 1"
-    return LearnedEdit("dilate", unit, weights="dilate-small", target=dilate)
+    return LearnedEdit("dilate", unit, weights=weights, target=dilate)

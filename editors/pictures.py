@@ -39,7 +39,8 @@ def draw_comparison(before: Tensor, edited: Tensor, target: Tensor, *, title: st
         ImportError: matplotlib is missing.
     """
     count = min(len(before), _COLUMNS)
-    figure = new_figure(max(6.0, 1.15 * count + 1.6), 5.6)
+    figure = new_figure(max(6.0, 1.15 * count + 1.0), 6.2)
+    figure.set_layout_engine("compressed")  # keeps images of a fixed shape close together
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(4, count, squeeze=False)
     difference = (edited - target)[:count].mean(1, keepdim=True)
@@ -54,8 +55,10 @@ def draw_comparison(before: Tensor, edited: Tensor, target: Tensor, *, title: st
     for ax, image, error in zip(axes[3], difference, errors, strict=False):
         _show(ax, image, cmap="RdBu_r", low=-bound, high=bound)
         ax.set_xlabel(f"MSE {error:.2g}", fontsize=8)
-    bar = figure.colorbar(axes[3, -1].images[0], ax=list(axes[3]), shrink=0.9, aspect=8)
-    bar.set_label("intensity", fontsize=8)
+    last = axes[3, -1].images[0]
+    shrink = min(1.0, 3 / count)
+    bar = figure.colorbar(last, ax=axes, location="bottom", fraction=0.03, aspect=30, shrink=shrink)
+    bar.set_label("edited − target (intensity)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 

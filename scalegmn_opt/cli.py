@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.append(os.getcwd())
     try:
         app(arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         raise SystemExit(1) from error
@@ -107,11 +107,11 @@ def meta_train(
     out = out or Path("runs") / loaded.name
     if not resume and latest(out / "checkpoints"):
         raise FileExistsError(f"--out: {out} holds checkpoints; add --resume, or choose another")
-    out.mkdir(parents=True, exist_ok=True)
     if isinstance(loaded, RuleRecipe):
         objective = loaded.objective(resolve_suite(loaded.suite))
     else:
         images, names = _training_images(loaded, data)
+        out.mkdir(parents=True, exist_ok=True)
         with accelerator.main_process_first():
             fresh = accelerator.is_main_process and not resume
             store = _training_networks(loaded, images, names, out=out, fresh=fresh)
@@ -138,7 +138,7 @@ def fit(
     spec = SirenSpec(hidden=_widths(hidden), out_features=pixels.shape[1], w0=w0)
     store = fit_store(pixels, names, spec, generator=Generator().manual_seed(seed), steps=steps)
     store.save(output)
-    typer.echo(f"{output}: {len(store)} networks, {_quality(store)}")
+    typer.echo(f"{output}: {_quality(store)}")
 
 
 @app.command()
@@ -158,9 +158,9 @@ def edit(
     report = measure(store, loaded, EDITS, images=images)
     write_report(report, out, source=str(source), scale=scale, compare=compare)
     typer.echo(
-        f"{out}: {len(store)} networks, {loaded.name}: MSE {report.total.mse:.3g} to the target, "
+        f"{out}: {loaded.name}: MSE {report.total.mse:.3g} to the target, "
         f"{report.total.mse_do_nothing:.3g} without the edit, "
-        f"{report.total.cpu_ms_per_inr:.3g} ms each"
+        f"{report.total.cpu_ms_per_inr:.3g} ms for each of {len(store)}"
     )
 
 
@@ -279,7 +279,7 @@ def _networks(source: Path) -> tuple["INRStore", Tensor | None]:
     images, names = load_images([source])
     spec = SirenSpec(out_features=images.shape[1])
     store = fit_store(images, names, spec, generator=Generator().manual_seed(0))
-    typer.echo(f"{source}: fitted, {_quality(store)}")
+    typer.echo(f"{source}: {_quality(store)}")
     return store, images
 
 
@@ -291,7 +291,8 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _quality(store: "INRStore") -> str:
-    return f"PSNR mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB"
+    count = f"{len(store)} networks" if len(store) > 1 else "1 network"
+    return f"{count}, PSNR mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB"
 
 
 if __name__ == "__main__":

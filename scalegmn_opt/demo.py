@@ -174,10 +174,12 @@ def draw_comparison_of_optimizers(comparison: Comparison) -> "Figure":
     """
     figure = new_figure(7.5, 4.8)
     ax = figure.subplots()
-    for index, (lr, curves) in enumerate(comparison.adam.items()):
+    for lr, curves in comparison.adam.items():
         if lr != comparison.best_lr:
-            label = None if index else "Adam, other learning rates"
-            ax.plot(comparison.steps, _median(curves), color=GREY, linewidth=1, label=label)
+            median = _median(curves)
+            ax.plot(comparison.steps, median, color=GREY, linewidth=1)
+            end = (comparison.steps[-1], median[-1].item())
+            ax.annotate(f"{lr:g}", end, (4, -3), textcoords="offset points", fontsize=8)
     shown = {
         f"Adam, learning rate {comparison.best_lr:g}": (comparison.adam[comparison.best_lr], BLUE),
         "LearnedOptimizer, untuned": (comparison.learned, ORANGE),
@@ -187,8 +189,11 @@ def draw_comparison_of_optimizers(comparison: Comparison) -> "Figure":
         low, high = curves.training_loss.amin(0), curves.training_loss.amax(0)
         ax.fill_between(comparison.steps, low, high, color=color, alpha=0.25, linewidth=0)
         ax.plot(comparison.steps, _median(curves), color=color, linewidth=2, label=label)
-    ax.set(yscale="log", xlabel="steps", ylabel="training loss (nats)", xlim=(0, None))
-    ax.set_title("Digits, 64-32-10 ReLU perceptron: median and range of seeds", fontsize=11)
+    ax.plot([], [], color=GREY, linewidth=1, label="Adam at other learning rates, median only")
+    seeds = len(comparison.learned.training_loss)
+    ax.set(yscale="log", xlabel="steps", ylabel="training loss (nats)")
+    ax.set_xlim(0, 1.07 * comparison.steps[-1])  # room for the numbers beside the grey curves
+    ax.set_title(f"Digits, 64-32-10 perceptron: median and range of {seeds} seeds", fontsize=11)
     ax.grid(alpha=0.3)
     figure.legend(loc="outside lower center", fontsize=9)
     return figure

@@ -90,7 +90,8 @@ class MetaTrainer:
         self.output.mkdir(parents=True, exist_ok=True)
         self._forget_log_after(self.step)
         hidden = not (self.progress and self.accelerator.is_main_process)
-        with tqdm(total=self.steps, initial=self.step, desc="meta-train", disable=hidden) as bar:
+        total = None if self.seconds else self.steps  # the clock, not the steps, ends a timed run
+        with tqdm(total=total, initial=self.step, desc="meta-train", disable=hidden) as bar:
             while not self._done():
                 record = self._step()
                 bar.update()

@@ -35,8 +35,8 @@ class LearnedOptimizer(Optimizer):
         weight_decay: share of each parameter removed per step at ``lr=1``.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
-    float64 parameters), 12 bytes a parameter; ``step``; ``target`` and ``source``, the gauge at the first
-    step, one number a neuron.
+    float64 parameters), 12 bytes a parameter; ``step``; ``target`` and ``source``, the gauge at
+    the first step, one number a neuron.
 
     Raises:
         ValueError: for a negative ``lr`` or ``weight_decay``, ``model`` without

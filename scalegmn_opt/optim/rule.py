@@ -21,6 +21,7 @@ FAST_DECAY, SLOW_DECAY, SQUARE_DECAY = 0.9, 0.98, 0.99
 _DIRECTIONS = 3  # fast and slow momentum relative to noise, whitened momentum
 _TIME_SCALES = (10.0, 100.0, 1000.0)  # steps at which a time feature is half-way
 _MAX_LOG_STEP = 3.0
+_SCALAR_GAIN = 10.0  # the few global scalars learn ten times as fast as the network's weights
 
 
 class UpdateRule(nn.Module):
@@ -28,7 +29,7 @@ class UpdateRule(nn.Module):
 
     The update of an edge is, in gauge coordinates,
 
-    ``Δŵ_ij = step / fan_in · exp(r_i + c_j) · (Σ_k (β_k + r_ik + c_jk) d^k_ij + free_ij)``
+    ``Δŵ_ij = step(t) / fan_in · exp(r_i + c_j) · (Σ_k (β_k + r_ik + c_jk) d^k_ij + free_ij)``
 
     with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
     moment, and whitened momentum. The backbone reads the weights and momenta and gives the terms
@@ -77,8 +78,8 @@ class UpdateRule(nn.Module):
         nn.init.zeros_(self.neuron_terms.out.weight)
         nn.init.zeros_(self.neuron_terms.out.bias)
         self.free = DeltaHead(edge_channels, scale=0.0)
-        self.mixture = nn.Parameter(torch.eye(_DIRECTIONS)[0].clone())
-        self.log_step = nn.Parameter(torch.zeros(()))
+        self.mixture = nn.Parameter(torch.zeros(_DIRECTIONS))
+        self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
@@ -137,6 +138,7 @@ class UpdateRule(nn.Module):
             ends = terms[block.target][0], terms[block.source][1]
             edge = block.pack(free[block.parameter][:, 0])
             step = self._combine(directions[block.parameter], edge, *ends)
+            step = step * self._step_length(state[block.parameter]["step"].to(step))
             scaled = ratios[block.parameter] * step * step_scale(graph, block)
             updates[block.parameter] = block.unpack(scaled)
         return updates, state
@@ -154,11 +156,17 @@ class UpdateRule(nn.Module):
     ) -> Tensor:
         """Directions (batch, out, in, kernel), both ends' terms (batch, 1 + directions, nodes)."""
         rows, columns = target[..., None, None], source[..., None, :, None]
-        step = free
+        mixture = _SCALAR_GAIN * self.mixture
+        step = directions[0] + free
         for k, direction in enumerate(directions):
-            step = step + (self.mixture[k] + rows[:, k + 1] + columns[:, k + 1]) * direction
+            step = step + (mixture[k] + rows[:, k + 1] + columns[:, k + 1]) * direction
         log_step = (rows[:, 0] + columns[:, 0]) / _MAX_LOG_STEP
-        return step * torch.exp(self.log_step + _MAX_LOG_STEP * log_step.tanh())
+        return step * torch.exp(_MAX_LOG_STEP * log_step.tanh())
+
+    def _step_length(self, steps: Tensor) -> Tensor:
+        """A learned schedule without a horizon, (batch, 1, 1, 1), of the steps so far (batch,)."""
+        features = torch.cat([torch.ones_like(steps)[:, None], _time(steps)], 1)
+        return torch.exp(_SCALAR_GAIN * (features @ self.schedule))[:, None, None, None]
 
 
 def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
@@ -249,6 +257,11 @@ def _invariants(
         sum(directions[b.parameter][k].square().mean((2, 3)) for b in blocks) / len(blocks)
         for k in (0, 1)
     ]
-    step = state[blocks[0].parameter]["step"].to(like)[:, None]
-    time = [(step / (step + scale)).expand_as(signal[0]) for scale in _TIME_SCALES]
-    return torch.stack([*signal, *time], -1)
+    steps = state[blocks[0].parameter]["step"].to(like)
+    time = _time(steps)[:, None].expand(-1, signal[0].shape[1], -1)
+    return torch.cat([torch.stack(signal, -1), time], -1)
+
+
+def _time(steps: Tensor) -> Tensor:
+    """Saturating features (batch, scales) of a number of steps (batch,)."""
+    return torch.stack([steps / (steps + scale) for scale in _TIME_SCALES], -1)

@@ -140,16 +140,16 @@ def test_meta_gradient_of_one_step_agrees_with_finite_differences():
         return objective(run)[0]
 
     loss().backward()
-    parameter, step = objective.rule.log_step, 1e-6
+    parameter, step = objective.rule.schedule, 1e-6
     around = []
     for sign in (1, -1):
         with torch.no_grad():
-            parameter += sign * step
+            parameter[0] += sign * step
         around.append(loss().item())
         with torch.no_grad():
-            parameter -= sign * step
-    assert abs(parameter.grad.item()) > 1e-3
-    assert parameter.grad.item() == pytest.approx((around[0] - around[1]) / (2 * step), rel=1e-5)
+            parameter[0] -= sign * step
+    assert abs(parameter.grad[0].item()) > 1e-3
+    assert parameter.grad[0].item() == pytest.approx((around[0] - around[1]) / (2 * step), rel=1e-5)
 
 
 def test_every_rule_parameter_learns():
@@ -168,7 +168,7 @@ def test_diverging_window_counts_zero_and_starts_anew():
     objective = make_objective()
     run = objective.new_worker(0)
     with torch.no_grad():
-        objective.rule.log_step.fill_(200.0)
+        objective.rule.schedule.fill_(20.0)
     resets = run.resets
     loss, log = objective(run)
     assert loss.item() == 0.0

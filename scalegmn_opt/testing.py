@@ -1,0 +1,205 @@
+"""Check your own layers: random graphs, random parameters, and ``assert_equivariant``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn_opt.graph import (
+    CONSTANT,
+    NONZERO_SCALE,
+    PERMUTATION,
+    POSITIVE_SCALE,
+    SIGN,
+    NeuronGroup,
+    Pair,
+    Role,
+    Symmetry,
+    WeightBlock,
+    WeightFeatures,
+    WeightGraph,
+)
+from scalegmn_opt.symmetry import Transform, random_transform
+
+SYMMETRIES = (PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE)
+_WIDEST, _DEEPEST = 5, 3
+_NEGLIGIBLE = 1e-12  # a block below this counts as zero
+
+
+def random_graph(
+    generator: torch.Generator, *, symmetries: Sequence[Symmetry] | None = None
+) -> WeightGraph:
+    """A chain of layers with random widths, kernels and biases, and one residual or skip block.
+
+    Args:
+        symmetries: of the hidden groups, in order; by default one to three random ones.
+    """
+    if symmetries is None:
+        count = _integer(generator, 1, _DEEPEST)
+        symmetries = [SYMMETRIES[_integer(generator, 0, 3)] for _ in range(count)]
+    groups = [NeuronGroup(CONSTANT, 1, Role.CONSTANT)]
+    groups += [NeuronGroup("input", _integer(generator, 1, _WIDEST), Role.INPUT)]
+    for i, symmetry in enumerate(symmetries):
+        size = _integer(generator, 2, _WIDEST)
+        groups.append(NeuronGroup(f"hidden{i}", size, Role.HIDDEN, symmetry))
+    groups.append(NeuronGroup("output", _integer(generator, 1, _WIDEST), Role.OUTPUT))
+    blocks = []
+    for i, (source, target) in enumerate(pairwise(groups[1:])):
+        blocks.append(_weight(f"layers.{i}.weight", source, target, generator))
+        if _integer(generator, 0, 3) > 0:
+            sizes = (("out", target.size),)
+            blocks.append(WeightBlock(f"layers.{i}.bias", target.name, CONSTANT, "out", sizes))
+    first, last = _integer(generator, 1, 2), _integer(generator, 2, len(groups) - 1)
+    blocks.append(_weight("skip.weight", groups[first], groups[last], generator))
+    return WeightGraph(tuple(groups), tuple(blocks))
+
+
+def random_params(
+    graph: WeightGraph, generator: torch.Generator, *, batch: int = 2
+) -> dict[str, Tensor]:
+    """Normal parameters (batch, *shape) in float64 for each block of ``graph``."""
+    shapes = {block.parameter: block.parameter_shape for block in graph.blocks}
+    return {name: _normal(generator, batch, *shape) for name, shape in shapes.items()}
+
+
+def random_features(
+    graph: WeightGraph,
+    generator: torch.Generator,
+    *,
+    edge_features: tuple[int, int] = (1, 0),
+    node_features: tuple[int, int] = (0, 0),
+    invariant_features: int = 0,
+    batch: int = 2,
+) -> WeightFeatures:
+    """Normal features in float64, with the given covariant and contravariant channels."""
+    nodes: dict[str, Pair] = {}
+    edges: dict[str, Pair] = {}
+    invariants = {}
+    for group in graph.groups:
+        plus, minus = (_normal(generator, batch, group.size, c) for c in node_features)
+        nodes[group.name] = (plus, minus)
+        invariants[group.name] = _normal(generator, batch, group.size, invariant_features)
+    for block in graph.blocks:
+        plus, minus = (_normal(generator, batch, c, *block.shape) for c in edge_features)
+        edges[block.parameter] = (plus, minus)
+    return WeightFeatures(graph, nodes, edges, invariants)
+
+
+def transform_features(transform: Transform, features: WeightFeatures) -> WeightFeatures:
+    """``g·x``: covariant features times ``q``, contravariant ones over ``q``, all permuted."""
+    nodes: dict[str, Pair] = {}
+    edges: dict[str, Pair] = {}
+    for name, (plus, minus) in features.nodes.items():
+        acted = transform.apply_to_nodes(name, plus)
+        nodes[name] = (acted, transform.apply_to_nodes(name, minus, power=-1))
+    for block in features.graph.blocks:
+        plus, minus = features.edges[block.parameter]
+        acted = transform.act_on_edges(block, plus)
+        edges[block.parameter] = (acted, transform.act_on_edges(block, minus, power=-1))
+    invariants = {
+        name: x if x.shape[1] == 1 else transform.apply_to_nodes(name, x, power=0)
+        for name, x in features.invariants.items()
+    }
+    return WeightFeatures(features.graph, nodes, edges, invariants)
+
+
+def assert_equivariant(
+    function: Callable[[Any], WeightFeatures | Mapping[str, Tensor] | Tensor],
+    graph: WeightGraph,
+    *,
+    edge_features: tuple[int, int] | None = None,
+    node_features: tuple[int, int] = (0, 0),
+    invariant_features: int = 0,
+    generator: torch.Generator | None = None,
+    trials: int = 3,
+    tolerance: float = 1e-9,
+) -> None:
+    """Check ``f(g·x) = g·f(x)`` in float64 for random ``x`` and random elements ``g``.
+
+    Args:
+        function: of :class:`WeightFeatures` with the given channels or, without
+            ``edge_features``, of stacked parameters (batch, *shape) by name. It returns features,
+            parameters (batch, *shape) or (batch, k, *shape), or a tensor that is to be invariant.
+        generator: of inputs and group elements; seeded with 0 by default.
+        tolerance: largest error of a block, relative to its largest entry.
+
+    Raises:
+        AssertionError: naming the block with the largest error.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    for _ in range(trials):
+        transform = random_transform(graph, generator)
+        if edge_features is None:
+            x: Any = random_params(graph, generator)
+            acted: Any = transform.apply(x)
+        else:
+            x = random_features(
+                graph,
+                generator,
+                edge_features=edge_features,
+                node_features=node_features,
+                invariant_features=invariant_features,
+            )
+            acted = transform_features(transform, x)
+        with torch.no_grad():
+            found, expected = function(acted), _act(transform, function(x))
+        errors = _errors(_named_tensors(found), _named_tensors(expected))
+        worst = max(errors, key=errors.__getitem__)
+        assert errors[worst] <= tolerance, (
+            f"not equivariant: {worst} is off by {errors[worst]:.1e} of its largest entry, "
+            f"expected at most {tolerance:.1e}"
+        )
+
+
+def _act(transform: Transform, value: Any) -> Any:
+    if isinstance(value, WeightFeatures):
+        return transform_features(transform, value)
+    if isinstance(value, Tensor):
+        return value
+    ranks = {b.parameter: len(b.parameter_shape) + 1 for b in transform.graph.blocks}
+    if all(value[name].ndim == rank for name, rank in ranks.items()):
+        return transform.apply(value)
+    acted = transform.apply({name: v.flatten(0, 1) for name, v in value.items()})
+    return {name: v.unflatten(0, value[name].shape[:2]) for name, v in acted.items()}
+
+
+def _named_tensors(value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {"the output": value}
+    if not isinstance(value, WeightFeatures):
+        return {f"parameter {name!r}": v for name, v in value.items()}
+    named = {f"invariants of group {name!r}": x for name, x in value.invariants.items()}
+    for what, pairs in (("group", value.nodes), ("block", value.edges)):
+        for name, (plus, minus) in pairs.items():
+            named[f"covariant stream of {what} {name!r}"] = plus
+            named[f"contravariant stream of {what} {name!r}"] = minus
+    return named
+
+
+def _errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    errors = {}
+    for name, value in expected.items():
+        if value.numel():
+            error = (found[name] - value).abs().max() / value.abs().max().clamp_min(_NEGLIGIBLE)
+            errors[name] = float(error.nan_to_num(torch.inf))
+    return errors
+
+
+def _weight(
+    name: str, source: NeuronGroup, target: NeuronGroup, generator: torch.Generator
+) -> WeightBlock:
+    """A linear layer, one after a flatten, or a convolution with a kernel."""
+    kind = ("out src", "out (src k0)", "out src k0 k1")[_integer(generator, 0, 2)]
+    kernel = [(axis, _integer(generator, 1, 3)) for axis in ("k0", "k1") if axis in kind]
+    sizes = (("out", target.size), ("src", source.size), *kernel)
+    return WeightBlock(name, target.name, source.name, kind, sizes)
+
+
+def _integer(generator: torch.Generator, low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)

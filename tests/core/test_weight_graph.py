@@ -1,0 +1,217 @@
+"""Weight graphs: identity, validation, the order of layers, and packing without loss."""
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalegmn_opt.graph import (
+    CONSTANT,
+    POSITIVE_SCALE,
+    SIGN,
+    NeuronGroup,
+    Role,
+    WeightBlock,
+    WeightFeatures,
+    WeightGraph,
+    pack,
+    stack_parameters,
+    unpack,
+)
+from scalegmn_opt.testing import random_graph, random_params
+
+GROUPS = (
+    NeuronGroup(CONSTANT, 1, Role.CONSTANT),
+    NeuronGroup("in", 3, Role.INPUT),
+    NeuronGroup("a", 4, Role.HIDDEN, POSITIVE_SCALE),
+    NeuronGroup("b", 5, Role.HIDDEN, SIGN),
+    NeuronGroup("out", 2, Role.OUTPUT),
+)
+
+
+def weight(name, target, source, kernel=1):
+    sizes = {group.name: group.size for group in GROUPS}
+    axes = (("out", sizes[target]), ("src", sizes[source]), ("k0", kernel))
+    return WeightBlock(name, target, source, "out src k0", axes)
+
+
+def bias(name, target):
+    sizes = {group.name: group.size for group in GROUPS}
+    return WeightBlock(name, target, CONSTANT, "out", (("out", sizes[target]),))
+
+
+BLOCKS = (
+    weight("last", "out", "b"),
+    weight("first", "a", "in", kernel=9),
+    weight("middle", "b", "a"),
+    weight("recurrent", "a", "a"),
+    weight("skip", "out", "a"),
+    bias("bias", "b"),
+)
+GRAPH = WeightGraph(GROUPS, BLOCKS)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_equal_graphs_are_one_key():
+    same = WeightGraph(GROUPS, BLOCKS)
+    assert same == GRAPH
+    assert hash(same) == hash(GRAPH)
+    assert {GRAPH: 1}[same] == 1
+    assert WeightGraph(GROUPS, BLOCKS[:-1]) != GRAPH
+
+
+def test_pickle_keeps_equality_and_hash():
+    depth = GRAPH.depth  # a cached property must not become part of the identity
+    copy = pickle.loads(pickle.dumps(GRAPH))
+    assert copy == GRAPH
+    assert hash(copy) == hash(GRAPH)
+    assert copy.depth == depth
+
+
+@pytest.mark.parametrize("value", [GRAPH, GROUPS[1], BLOCKS[0]], ids=["graph", "group", "block"])
+def test_frozen(value):
+    field = dataclasses.fields(value)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, None)
+
+
+@pytest.mark.parametrize(
+    ("groups", "blocks", "match"),
+    [
+        ((*GROUPS, GROUPS[1]), (), r"groups: .*\['in'\] more than once"),
+        (GROUPS, (BLOCKS[0], BLOCKS[0]), r"blocks: .*\['last'\] more than once"),
+        (GROUPS[:-1], BLOCKS, "target of block 'last': no group 'out'"),
+        (GROUPS[1:], BLOCKS, "source of block 'bias': no group '1'"),
+        (
+            (GROUPS[0], NeuronGroup("b", 6, Role.HIDDEN)),
+            (bias("bias", "b"),),
+            "target of block 'bias': expected 6 neurons of group 'b', got 5",
+        ),
+        (
+            (*GROUPS[2:], NeuronGroup("in", 7, Role.INPUT)),
+            (BLOCKS[1],),
+            "source of block 'first': expected 7 neurons of group 'in', got 3",
+        ),
+    ],
+)
+def test_inconsistent_graphs(groups, blocks, match):
+    with pytest.raises(ValueError, match=match):
+        WeightGraph(groups, blocks)
+
+
+def test_sweep_is_the_forward_order():
+    order = [(name, [block.parameter for block in blocks]) for name, blocks in GRAPH.sweep]
+    assert order == [
+        (CONSTANT, []),
+        ("in", []),
+        ("a", ["first"]),  # not yet itself
+        ("b", ["middle", "bias"]),
+        ("out", ["last", "skip"]),
+    ]
+
+
+def test_depth_fans_and_neighbours():
+    assert GRAPH.depth == {CONSTANT: 0, "in": 0, "a": 1, "b": 2, "out": 3}
+    assert GRAPH.fan_in == {CONSTANT: 1, "in": 1, "a": 3 * 9 + 4, "b": 4, "out": 5 + 4}
+    assert GRAPH.fan_out == {CONSTANT: 5, "in": 4 * 9, "a": 5 + 4 + 2, "b": 2, "out": 1}
+    assert [b.parameter for b in GRAPH.incoming["a"]] == ["first", "recurrent"]
+    assert [b.parameter for b in GRAPH.node_vectors] == ["bias"]
+
+
+def test_gradients_transform_like_weights_only_without_positive_scale():
+    assert [GRAPH.self_inverse(b) for b in BLOCKS] == [True, False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sizes", "shape", "edges"),
+    [
+        ("out src", {"out": 4, "src": 3}, (4, 3), (4, 3, 1)),
+        ("src out", {"src": 3, "out": 4}, (3, 4), (4, 3, 1)),
+        ("out", {"out": 4}, (4,), (4, 1, 1)),
+        ("", {}, (), (1, 1, 1)),
+        ("out (src k1)", {"out": 4, "src": 3, "k1": 2}, (4, 6), (4, 3, 2)),
+        ("(out k0) src", {"out": 4, "k0": 2, "src": 3}, (8, 3), (4, 3, 2)),
+        ("out src k2 k3", {"out": 4, "src": 3, "k2": 2, "k3": 5}, (4, 3, 2, 5), (4, 3, 10)),
+        ("(k0 out) k1", {"k0": 2, "out": 4, "k1": 3}, (8, 3), (4, 1, 6)),
+    ],
+)
+def test_patterns(pattern, sizes, shape, edges):
+    block = WeightBlock("p", "t", "s", pattern, tuple(sizes.items()))
+    values = torch.randn(2, *shape, generator=seeded(0))
+    assert block.parameter_shape == shape
+    assert block.shape == edges
+    assert block.pack(values).shape == (2, *edges)
+    assert torch.equal(block.unpack(block.pack(values)), values)
+
+
+def test_pack_puts_each_number_on_its_edge():
+    sizes = (("out", 2), ("src", 3), ("k1", 2))
+    block = WeightBlock("p", "t", "s", "out (src k1)", sizes)
+    values = torch.arange(12.0).view(1, 2, 6)
+    assert block.pack(values)[0, 1, 2, 0] == values[0, 1, 2 * 2]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 3),
+    with_grads=st.booleans(),
+)
+def test_round_trips_are_exact(seed, batch, with_grads):
+    graph = random_graph(seeded(seed))
+    params = random_params(graph, seeded(seed), batch=batch)
+    grads = random_params(graph, seeded(seed + 1), batch=batch) if with_grads else None
+    assert_equal(unpack(graph, pack(graph, params)), params)
+    features = WeightFeatures.from_parameters(graph, params, grads)
+    assert features.batch_size == batch
+    found, found_grads = features.to_parameters()
+    assert_equal(found, params)
+    assert (found_grads is None) == (grads is None)
+    if grads is not None:
+        assert_equal(found_grads, grads)
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_stacked_networks_are_the_batch():
+    graph = random_graph(seeded(3))
+    networks = [random_params(graph, seeded(seed), batch=1) for seed in (0, 1)]
+    stacked = stack_parameters([{n: p[0] for n, p in net.items()} for net in networks])
+    for i, network in enumerate(networks):
+        assert_equal({name: p[i : i + 1] for name, p in stacked.items()}, network)
+
+
+@pytest.mark.parametrize("function", [pack, WeightFeatures.from_parameters])
+def test_wrong_parameters_are_named(function):
+    good = random_params(GRAPH, seeded(0))
+    missing = {name: p for name, p in good.items() if name != "skip"}
+    with pytest.raises(ValueError, match=r"missing \['skip'\], unknown \[\]"):
+        function(GRAPH, missing)
+    with pytest.raises(ValueError, match=r"missing \[\], unknown \['other'\]"):
+        function(GRAPH, good | {"other": good["skip"]})
+    with pytest.raises(ValueError, match=r"params\['bias'\]: expected shape \('batch', 5\)"):
+        function(GRAPH, good | {"bias": good["bias"][:, :4]})
+    with pytest.raises(ValueError, match="params: expected one batch size"):
+        function(GRAPH, good | {"bias": good["bias"][:1]})
+
+
+def test_graph_of_shapes_alone_is_isolated_blocks():
+    shapes = {"matrix": (4, 3), "kernel": (4, 3, 2, 2), "vector": [5], "number": ()}
+    graph = WeightGraph.from_parameters(shapes)
+    assert {b.parameter: b.parameter_shape for b in graph.blocks} == {
+        name: tuple(shape) for name, shape in shapes.items()
+    }
+    ends = [end for b in graph.blocks for end in (b.target, b.source) if end != CONSTANT]
+    assert len(set(ends)) == len(ends)
+    assert all(g.role in (Role.FIXED, Role.CONSTANT) for g in graph.groups)
+    assert [graph.group[f"matrix:{end}"].size for end in ("out", "in")] == [4, 3]
