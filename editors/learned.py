@@ -12,7 +12,7 @@ from scalegmn_opt.backbone import ScaleGMN
 from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack
 from scalegmn_opt.heads import DeltaHead
 from scalegmn_opt.inr import SirenSpec, check_parameters, pixel_grid, siren_graph
-from scalegmn_opt.pretrained import load_weights, save_weights
+from scalegmn_opt.pretrained import restore, save_weights
 
 from .edit import Edit, check_strength
 from .targets import dilate
@@ -67,10 +67,7 @@ class LearnedEditor(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
         """A trained editor, by its name in the package or by a file's path; no network."""
-        config, tensors = load_weights(name_or_path, kind="editor")
-        editor = cls(**config)
-        editor.load_state_dict(tensors)
-        return editor.requires_grad_(False).eval()
+        return restore(cls, name_or_path, kind="editor").requires_grad_(False)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write a file that :meth:`from_pretrained` reads."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, field_validator
-from torch import Generator, Tensor, cat
+from torch import Generator, Tensor, cat, set_num_threads
 
 from scalegmn_opt.recipe import load_recipe, unknown_choice
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Learned optimizers and weight editing on scale-equivariant graph metanetworks.",
+    epilog="Runs on one thread; set OMP_NUM_THREADS for more.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,10 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
     # Users name their own modules; unlike `python -m`, a script does not look where it is run.
     sys.path.append(os.getcwd())
+    # Networks this small gain little by a second thread, and on busy cores lose a factor of ten.
+    if "OMP_NUM_THREADS" not in os.environ:
+        set_num_threads(1)
     try:
         app(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        for line in str(error).splitlines():
+        for line in str(error).splitlines() or [type(error).__name__]:
             typer.echo(f"error: {line}", err=True)
         raise SystemExit(1) from error
 

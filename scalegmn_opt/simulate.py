@@ -91,6 +91,15 @@ def _check(graph: WeightGraph) -> Activation:
     roles = {group.role for group in graph.groups}
     if Role.FIXED in roles or any(block.shape[2] != 1 for block in graph.blocks):
         raise ValueError("graph: expected a multilayer perceptron, got fixed groups or kernels")
+    for group in graph.groups:  # what comes before the activation is not known from the graph
+        weights = [b.parameter for b in graph.incoming[group.name] if not b.is_vector]
+        if len(weights) > 1:
+            raise ValueError(f"graph: expected a multilayer perceptron, got a sum of {weights}")
+        if group.activation and group.symmetry != group.activation.symmetry:
+            raise ValueError(
+                f"graph: expected nothing but {group.activation.name!r} between the layers, got "
+                f"{group.symmetry} in group {group.name!r}"
+            )
     return kinds.pop() if kinds else Activation("identity")
 
 

@@ -12,7 +12,7 @@ from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack
 from scalegmn_opt.heads import DeltaHead
 from scalegmn_opt.nn import ScaleInv
 from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
-from scalegmn_opt.pretrained import load_weights, save_weights
+from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged
 
 State = dict[str, dict[str, Tensor]]  # by parameter; see UpdateRule.init
@@ -84,10 +84,7 @@ class UpdateRule(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
         """A meta-trained rule, by its name in the package or by a file's path; no network."""
-        config, tensors = load_weights(name_or_path, kind="rule")
-        rule = cls(**config)
-        rule.load_state_dict(tensors)
-        return rule
+        return restore(cls, name_or_path, kind="rule")
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write a file that :meth:`from_pretrained` reads."""

@@ -6,16 +6,18 @@ keyword arguments that build it.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 FORMAT = "scalegmn-opt 1"
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def available() -> list[str]:
@@ -61,6 +63,20 @@ def load_weights(
     if found != (FORMAT, kind):
         raise ValueError(f"{path}: expected {(FORMAT, kind)} (format, kind), got {found}")
     return json.loads(metadata["config"]), tensors
+
+
+def restore(
+    build: Callable[..., Module], name_or_path: str | os.PathLike[str], *, kind: str
+) -> Module:
+    """The module that ``build`` makes of a file's config, with the file's tensors.
+
+    The global random state stays as it is; errors as in :func:`load_weights`.
+    """
+    config, tensors = load_weights(name_or_path, kind=kind)
+    with torch.random.fork_rng(devices=[]):
+        module = build(**config)
+    module.load_state_dict(tensors)
+    return module
 
 
 def _resolve(name_or_path: str | os.PathLike[str]) -> Path:

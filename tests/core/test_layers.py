@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from scalegmn_opt.graph import (
     CONSTANT,
@@ -36,7 +35,7 @@ from scalegmn_opt.nn import (
 )
 from scalegmn_opt.nn.encoding import POSITION_CHANNELS
 from scalegmn_opt.nn.scale import exchange
-from scalegmn_opt.testing import assert_equivariant, random_graph, transform_features
+from scalegmn_opt.testing import assert_equivariant, random_graph
 
 NODES, EDGES, HIDDEN, EXTRA = 4, 3, 6, 2
 SYMMETRIES = (FIXED, PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE)
@@ -157,7 +156,7 @@ def test_stream_norm_is_equivariant_and_bounds_products():
     x = 1e6 * torch.randn(2, 3, 8, dtype=torch.float64, generator=seeded())
     for symmetry in SYMMETRIES:
         plus, minus = layer(x, symmetry).chunk(2, -1)
-        assert float((plus * minus).mean().abs()) < 10 / float(layer.strength) ** 2
+        assert (plus * minus).mean().abs().item() < 10 / layer.strength.item() ** 2
 
 
 def test_node_update_is_equivariant():
@@ -301,7 +300,7 @@ def wrong_canon(x, extra, symmetry):
     [wrong_bias, wrong_streams, wrong_nonlinearity, wrong_encoding, wrong_order, wrong_canon],
 )
 def test_wrong_layers_fail(function):
-    with pytest.raises(AssertionError, match="not equivariant: .* stream of group 'hidden"):
+    with pytest.raises(AssertionError, match=r"not equivariant: .* stream of group 'hidden"):
         check_nodes(function)
 
 
@@ -321,9 +320,8 @@ def test_a_gradient_is_no_weight():
         assert_equivariant(function, pair_graph(POSITIVE_SCALE, SIGN), **CHANNELS)
 
 
-def test_transformed_features_of_the_kit_are_transformed_weights():
-    graph = every_symmetry_graph()
-    seen = []
+def test_the_kit_transforms_inputs():
+    graph, seen = every_symmetry_graph(), []
 
     def function(x):
         seen.append(x)
@@ -331,20 +329,14 @@ def test_transformed_features_of_the_kit_are_transformed_weights():
 
     assert_equivariant(function, graph, trials=1, **CHANNELS)
     acted, x = seen
-    assert not torch.equal(acted.nodes["hidden1"][0], x.nodes["hidden1"][0])
-    assert torch.equal(acted.nodes["input"][0], x.nodes["input"][0])
-    assert transform_features.__module__ == "scalegmn_opt.testing"
+    for group in graph.groups:
+        moved = not torch.equal(acted.nodes[group.name][0], x.nodes[group.name][0])
+        assert moved == (group.symmetry != FIXED)
 
 
 def test_layers_start_near_the_identity():
     torch.manual_seed(0)
     x = torch.randn(2, 5, 2 * NODES)
     layer = ScaleEq(NODES, NODES, extra_channels=EXTRA, hidden_channels=64)
-    out = layer(x, torch.zeros(2, 5, EXTRA), SIGN)
+    out = layer(x, torch.zeros(2, 5, EXTRA), SIGN).detach()
     assert float(F.cosine_similarity(out.flatten(), x.flatten(), dim=0)) > 0.5
-
-
-def test_every_layer_is_a_module_without_buffers_in_its_state():
-    layer = StreamLinear((2, 2), (3, 3))
-    assert list(layer.state_dict()) == ["weight"]
-    assert isinstance(layer, nn.Module)

@@ -4,9 +4,12 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from scalegmn_opt.editors import EDITS, EditRecipe, apply_recipe
+from scalegmn_opt.editors import EDITS, EditRecipe, EditStep, LearnedEditor, apply_recipe
+from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import SirenSpec, initial_parameters, render
+from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import load_recipe, packaged_recipes
+from scalegmn_opt.tasks import resolve_suite
 
 SINGLE = ["brightness", "contrast", "invert", "rotate", "shift", "zoom"]
 SPEC = SirenSpec(hidden=(8, 8))
@@ -30,25 +33,38 @@ def test_a_recipe_for_every_closed_form_edit(name):
     assert [step.edit for step in load_recipe(name, EditRecipe).edits] == [name]
 
 
-class _Step(BaseModel):
-    edit: str
-    strength: float
-
-
-class _AnyEdits(BaseModel):
-    """An edit recipe whose edits need not be in this table."""
-
-    name: str
-    edits: list[_Step]
-
-
 def test_dilation_at_full_strength():
-    assert load_recipe("dilate", _AnyEdits).edits == [_Step(edit="dilate", strength=1.0)]
+    assert load_recipe("dilate", EditRecipe).edits == [EditStep(edit="dilate", strength=1.0)]
+
+
+@pytest.mark.parametrize("name", ["small_rule", "demo_rule"])
+def test_recipes_of_rules_make_an_objective(name):
+    recipe = load_recipe(name, RuleRecipe)
+    objective = recipe.objective(resolve_suite(recipe.suite))
+    loss, _ = objective(objective.new_worker(recipe.seed))
+    assert loss.isfinite()
+
+
+def test_the_recipe_of_the_editor():
+    recipe = load_recipe("dilate_editor", EditorRecipe)
+    assert recipe.edit == "dilate"
+    assert LearnedEditor(**recipe.editor.model_dump()).config == recipe.editor.model_dump()
+
+
+class _Kind(BaseModel):
+    kind: str | None = None
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_every_recipe_satisfies_its_schema(name):
+    schemas = {None: EditRecipe, "rule": RuleRecipe, "editor": EditorRecipe}
+    loaded = load_recipe(name, schemas[load_recipe(name, _Kind).kind])
+    assert loaded.name.replace("-", "_") == name
+    assert loaded.description
 
 
 def test_names_with_and_without_suffix():
     assert load_recipe("invert.yaml", EditRecipe) == load_recipe("invert", EditRecipe)
-    assert {*SINGLE, "dilate", "tilted_negative"} <= set(packaged_recipes())
 
 
 def test_a_path_comes_before_a_name(tmp_path, monkeypatch):

@@ -1,0 +1,344 @@
+"""The command line, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from scalegmn_opt import UpdateRule, cli
+from scalegmn_opt.editors import LearnedEditor
+from scalegmn_opt.inr import INRStore, SirenSpec, fit_store
+from scalegmn_opt.symmetry import Verification
+
+RULE = """
+kind: rule
+name: tiny
+suite: quadratic
+rule: {node_channels: 4, edge_channels: 2, hidden_channels: 4}
+networks: 2
+truncation: 2
+horizon: [4, 6]
+trainer: {steps: 3, workers: 2, checkpoint_every: 3}
+"""
+EDITOR = """
+kind: editor
+name: tiny-editor
+edit: dilate
+images: [digits, more.npz]
+count: 3
+size: 8
+editor: {probes: 3, node_channels: 4, edge_channels: 2, hidden_channels: 4, num_layers: 1}
+batch_size: 2
+trainer: {steps: 2, workers: 1, checkpoint_every: 2}
+"""
+MODELS = """
+import torch
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), (torch.zeros(1, 3),)
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.special.bessel_j0(self.first(x)))
+
+def odd():
+    return Odd(), (torch.ones(1, 3),)
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run in a folder of its own: (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two pictures in one array file."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 1, 3, 3, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (8, 8), mode="bilinear")[:, 0]
+    np.save(tmp_path / "two.npy", images.numpy())
+    return tmp_path / "two.npy"
+
+
+@pytest.fixture
+def store(tmp_path):
+    images = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    generator, spec = torch.Generator().manual_seed(0), SirenSpec(hidden=(6, 6))
+    made = fit_store(images, ("a", "b"), spec, generator=generator, steps=20, progress=False)
+    made.save(tmp_path / "store.safetensors")
+    return tmp_path / "store.safetensors"
+
+
+def error_lines(errors):
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
+
+
+def test_help_lists_the_commands_and_stays_light(tmp_path):
+    command = [sys.executable, "-m", "scalegmn_opt.cli", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name in ("demo", "meta-train", "fit", "edit", "info"):
+        assert name in shown.stdout
+    heavy = "{'accelerate', 'matplotlib', 'sklearn', 'torch_geometric', 'PIL'}"
+    code = f"import sys, scalegmn_opt.cli; sys.exit(len({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, 1), ("2", 2)])
+def test_one_thread_unless_told_otherwise(run, monkeypatch, variable, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert run("--help")[0] == 0
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_fit_writes_a_store(run, pictures, tmp_path):
+    code, out, _ = run("fit", pictures, pictures, "-o", "s.safetensors", "--hidden", "9,7",
+                       "--w0", "20", "--steps", "40", "--seed", "3")
+    assert code == 0
+    store = INRStore.load(tmp_path / "s.safetensors")
+    assert store.spec == SirenSpec(hidden=(9, 7), w0=20.0)
+    assert store.image_size == (8, 8)
+    assert store.names == ("two[0]", "two[1]") * 2
+    assert f"mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB" in out
+    assert "4 networks" in out
+    run("fit", pictures, "-o", "again.safetensors", "--hidden", "9,7", "--w0", "20",
+        "--steps", "40", "--seed", "3")
+    again = INRStore.load(tmp_path / "again.safetensors")
+    for name, value in again.params.items():
+        torch.testing.assert_close(value, store.params[name][:2], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "none.png", "-o", "s.safetensors"], "none.png: no such file"),
+        (["fit", "two.npy", "-o", "none/s.safetensors"], "--output must lie in an existing"),
+        (["fit", "two.npy", "-o", "s", "--hidden", "3,x"], "--hidden: expected widths"),
+        (["fit", "two.npy", "-o", "s", "--hidden", "0"], "hidden must be at least 1"),
+        (["edit", "two.npy", "--recipe", "inver", "--out", "x"], "did you mean 'invert'"),
+        (["edit", "two.npy", "--recipe", "rule.yaml", "--out", "x"], "unknown key 'kind'"),
+        (["edit", "no.safetensors", "--recipe", "zoom", "--out", "x"], "no such file"),
+        (["meta-train", "zoom"], "kind: this key is missing"),
+        (["meta-train", "kind.yaml"], "unknown kind 'rul'; choose from ['editor', 'rule']"),
+        (["meta-train", "rule.yaml", "--processes", "2"], "torchrun --nproc_per_node 2 -m scale"),
+        (["meta-train", "editor.yaml"], "--data: expected the folder that holds 'more.npz'"),
+        (["meta-train", "editor.yaml", "--data", "none"], "no such file in none"),
+        (["info", "nothing"], "unknown name 'nothing'"),
+        (["info", "models:smal"], "unknown function 'smal'"),
+        (["info", "models:wrong"], "expected (module, example_inputs), got int"),
+        (["info", "nowhere:small"], "no module 'nowhere'"),
+        (["info", "kind.yaml"], "unknown kind 'rul'"),
+        (["info", "broken.safetensors"], "got a damaged one"),
+    ],
+)
+def test_mistakes_are_lines_and_not_tracebacks(run, pictures, tmp_path, arguments, message):
+    (tmp_path / "rule.yaml").write_text(RULE)
+    (tmp_path / "editor.yaml").write_text(EDITOR)
+    (tmp_path / "kind.yaml").write_text(RULE.replace("kind: rule", "kind: rul"))
+    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    try:
+        code, out, errors = run(*arguments)
+    finally:
+        sys.modules.pop("models", None)
+    assert code == 1
+    lines = error_lines(errors)
+    assert lines
+    assert any(message in line for line in lines), lines
+    assert "Traceback" not in out + errors
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_edit_of_images_is_measured_against_them(run, pictures, tmp_path):
+    code, out, _ = run("edit", pictures, "--recipe", "tilted_negative", "--out", "made",
+                       "--scale", "2")
+    assert code == 0
+    report = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert report["input"] == str(pictures)
+    assert report["recipe"] == "tilted_negative"
+    assert report["count"] == 2
+    assert report["ground_truth"] == "source images"
+    edits = ["rotate", "zoom", "invert", "contrast"]
+    assert [step["edit"] for step in report["edits"]] == edits
+    assert report["total"]["mse"] == report["edits"][-1]["mse"] > 0
+    assert (tmp_path / "made" / "comparison.png").is_file()
+    assert (tmp_path / "made" / "edited_x2.png").is_file()
+    assert f"{report['total']['mse']:.3g} to the target" in out
+
+
+def test_edit_of_a_store_is_measured_against_its_renders(run, store, tmp_path):
+    code, _, _ = run("edit", store, "--recipe", "invert", "--out", "made", "--no-compare",
+                     "--scale", "1")
+    assert code == 0
+    report = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert report["ground_truth"] == "renders of the networks"
+    assert report["total"]["mse"] < 1e-10
+    names = {path.name for path in (tmp_path / "made").iterdir()}
+    assert names == {"input.png", "edited.png", "target.png", "difference.png", "report.json",
+                     "edited.safetensors"}
+    edited, original = (INRStore.load(p) for p in (tmp_path / "made/edited.safetensors", store))
+    torch.testing.assert_close(
+        edited.params["layers.2.weight"], -original.params["layers.2.weight"]
+    )
+
+
+def test_meta_training_of_a_rule(run, tmp_path):
+    (tmp_path / "rule.yaml").write_text(RULE)
+    code, out, _ = run("meta-train", "rule.yaml", "--processes", "1")
+    assert code == 0
+    folder = tmp_path / "runs" / "tiny"
+    rule = UpdateRule.from_pretrained(folder / "weights.safetensors")
+    assert rule.config["node_channels"] == 4
+    assert (folder / "meta.png").is_file()
+    assert "weights.safetensors" in out
+    code, _, errors = run("meta-train", "rule.yaml")
+    assert code == 1
+    assert "holds checkpoints; add --resume" in error_lines(errors)[0]
+    (tmp_path / "rule.yaml").write_text(RULE.replace("steps: 3", "steps: 5"))
+    assert run("meta-train", "rule.yaml", "--resume")[0] == 0
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 5
+
+
+def test_meta_training_without_matplotlib(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "rule.yaml").write_text(RULE)
+    code, out, _ = run("meta-train", "rule.yaml", "--out", "here")
+    assert code == 0
+    assert "no picture of the meta-loss: figures need matplotlib" in out
+    assert (tmp_path / "here" / "weights.safetensors").is_file()
+
+
+def test_meta_training_of_an_editor_fits_its_networks_once(run, tmp_path):
+    (tmp_path / "editor.yaml").write_text(EDITOR)
+    images = np.random.default_rng(0).integers(0, 255, (5, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", x_train=images)
+    arguments = ["meta-train", "editor.yaml", "--data", tmp_path, "--out", "out"]
+    assert run(*arguments)[0] == 0
+    networks = tmp_path / "out" / "inrs.safetensors"
+    store = INRStore.load(networks)
+    assert store.names == ("digits[0]", "digits[1]", "digits[2]", "more[0]", "more[1]", "more[2]")
+    LearnedEditor.from_pretrained(tmp_path / "out" / "weights.safetensors")
+    fitted = networks.stat().st_mtime_ns
+    (tmp_path / "editor.yaml").write_text(EDITOR.replace("steps: 2", "steps: 4"))
+    assert run(*arguments, "--resume")[0] == 0
+    assert networks.stat().st_mtime_ns == fitted
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 4
+    (tmp_path / "editor.yaml").write_text(EDITOR.replace("count: 3", "count: 2"))
+    code, _, errors = run(*arguments, "--resume")
+    assert code == 1
+    assert "holds networks of other images" in error_lines(errors)[0]
+
+
+def test_sources_of_unequal_channels(run, tmp_path):
+    (tmp_path / "editor.yaml").write_text(EDITOR)
+    np.savez(tmp_path / "more.npz", np.zeros((3, 8, 8, 3), np.uint8))
+    code, _, errors = run("meta-train", "editor.yaml", "--data", tmp_path)
+    assert code == 1
+    assert "one number of channels in all sources, got {'digits': 1, 'more.npz': 3}" in errors
+
+
+@pytest.mark.slow
+def test_meta_training_in_two_processes(tmp_path):
+    (tmp_path / "rule.yaml").write_text(RULE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+               "--master_port", "29533", "-m", "scalegmn_opt.cli", "meta-train",
+               tmp_path / "rule.yaml", "--out", tmp_path / "out", "--processes", "2"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert shown.stdout.count("weights.safetensors") == 1
+    UpdateRule.from_pretrained(tmp_path / "out" / "weights.safetensors")
+
+
+@pytest.fixture
+def models(tmp_path):
+    (tmp_path / "models.py").write_text(MODELS)
+    yield
+    sys.modules.pop("models", None)
+
+
+@pytest.mark.usefixtures("models")
+def test_info_of_a_model(run):
+    code, out, _ = run("info", "models:small")
+    assert code == 0
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    assert ["0:out", "5", "hidden", "yes", "positive"] in cells
+    assert ["2.weight", "2 x 5", "2:out <- 0:out"] in cells
+    assert "parameters: 32, of which the tracer understood 32 (100%)" in out
+    assert "check: passed" in out
+
+
+@pytest.mark.usefixtures("models")
+def test_info_names_what_was_not_understood(run):
+    code, out, _ = run("info", "models:odd")
+    assert code == 0
+    assert "note: no rule for operator aten.special_bessel_j0" in out
+
+
+@pytest.mark.usefixtures("models")
+def test_info_fails_where_a_symmetry_is_wrong(run, monkeypatch):
+    failed = Verification(error=0.5, tolerance=1e-8)
+    monkeypatch.setattr("scalegmn_opt.info.verify", lambda *arguments: failed)
+    code, out, _ = run("info", "models:small")
+    assert code == 1
+    assert "check: FAILED" in out
+    assert "5.0e-01" in out
+
+
+def test_info_of_files_and_recipes(run, store, tmp_path):
+    rule = UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+    rule.save_pretrained(tmp_path / "rule.safetensors")
+    count = sum(value.numel() for value in rule.state_dict().values())
+    _, out, _ = run("info", "rule.safetensors")
+    assert f"{count} in " in out
+    assert "none beside the file" in out
+    (tmp_path / "rule.md").write_text("a card")
+    assert "rule.md" in run("info", "rule.safetensors")[1]
+    _, out, _ = run("info", store.name)
+    assert "2-6-6-1" in out
+    assert "6 x 6" in out
+    (tmp_path / "mine.yaml").write_text(RULE)
+    for subject, text in {
+        "dilate": '"strength": 1.0', "dilate_editor": "editor recipe", "mine.yaml": "quadratic"
+    }.items():
+        code, out, _ = run("info", subject)
+        assert code == 0
+        assert text in out
+
+
+def test_info_of_packaged_weights(run, tmp_path, monkeypatch):
+    rule = UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+    rule.save_pretrained(tmp_path / "packaged.safetensors")
+    monkeypatch.setattr("scalegmn_opt.info.pretrained.available", lambda: ["packaged"])
+    monkeypatch.setattr("scalegmn_opt.info.resources.files", lambda package: tmp_path)
+    code, out, _ = run("info", "packaged")
+    assert code == 0
+    assert "rule" in out

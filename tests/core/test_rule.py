@@ -1,0 +1,268 @@
+"""UpdateRule: a pure, batched, equivariant function; untrained it is a known optimizer."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from scalegmn_opt import UpdateRule, random_transform, trace
+from scalegmn_opt.graph import (
+    NONZERO_SCALE,
+    PERMUTATION,
+    POSITIVE_SCALE,
+    SIGN,
+    WeightGraph,
+)
+from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
+from scalegmn_opt.pretrained import available, save_weights
+from scalegmn_opt.testing import random_graph, random_params
+
+SMALL = {"node_channels": 4, "edge_channels": 3, "hidden_channels": 6}
+MIXED = [PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def trained(seed=0, size=0.1, **options):
+    """A rule whose weights are not those of its initialisation, as after meta-training."""
+    rule = UpdateRule(**SMALL | options).double().requires_grad_(False)
+    for p in rule.parameters():
+        p.add_(size * torch.randn(p.shape, generator=seeded(seed), dtype=p.dtype))
+    return rule
+
+
+def assert_close(found, expected, tolerance=1e-9):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (found[name] - value).abs().max() / value.abs().max().clamp_min(1e-12)
+        assert error.item() <= tolerance, f"{name}: {error.item():.1e}"
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32), layers=st.integers(1, 2))
+def test_equivariant_over_several_steps(seed, layers):
+    graph = random_graph(seeded(seed))
+    rule = trained(seed, num_layers=layers)
+    transform = random_transform(graph, seeded(seed))
+    params = random_params(graph, seeded(seed + 1))
+    moved = transform.apply(params)
+    input_rms = torch.tensor([0.3, 4.0], dtype=torch.float64)
+    states = [rule.init(graph, p, input_rms=input_rms) for p in (params, moved)]
+    for step in range(3):
+        grads = random_params(graph, seeded(seed + 2 + step))
+        updates, states[0] = rule(graph, params, grads, states[0])
+        acted = transform.apply_to_gradients(grads)
+        found, states[1] = rule(graph, moved, acted, states[1])
+        assert_close(found, transform.apply(updates))
+        params = {n: p + updates[n] for n, p in params.items()}
+        moved = {n: p + found[n] for n, p in moved.items()}
+
+
+def test_gradients_taken_for_weights_are_not_equivariant():
+    graph, rule = random_graph(seeded(), symmetries=[POSITIVE_SCALE] * 2), trained()
+    transform = random_transform(graph, seeded())
+    params, grads = random_params(graph, seeded(1)), random_params(graph, seeded(2))
+    updates, _ = rule(graph, params, grads, rule.init(graph, params))
+    moved, acted = transform.apply(params), transform.apply(grads)
+    found, _ = rule(graph, moved, acted, rule.init(graph, moved))
+    with pytest.raises(AssertionError):
+        assert_close(found, transform.apply(updates), 1e-3)
+
+
+def test_arguments_are_not_modified():
+    graph, rule = random_graph(seeded(), symmetries=MIXED), trained()
+    params, grads = random_params(graph, seeded(1)), random_params(graph, seeded(2))
+    _, state = rule(graph, params, grads, rule.init(graph, params))
+    before = [t.clone() for t in tensors(params, grads, state)]
+    rule(graph, params, grads, state)
+    assert all(map(torch.equal, tensors(params, grads, state), before))
+
+
+def tensors(params, grads, state):
+    inner = [t for values in state.values() for t in values.values()]
+    return [*params.values(), *grads.values(), *inner]
+
+
+def test_same_arguments_same_result():
+    graph, rule = random_graph(seeded(), symmetries=MIXED), trained()
+    params, grads = random_params(graph, seeded(1)), random_params(graph, seeded(2))
+    first, second = (rule(graph, params, grads, rule.init(graph, params))[0] for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in params)
+
+
+def test_batch_is_one_by_one():
+    graph, rule = random_graph(seeded(), symmetries=MIXED), trained()
+    params, grads = (random_params(graph, seeded(i), batch=3) for i in (1, 2))
+    rms = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    state = rule.init(graph, params, input_rms=rms)
+    together, state = rule(graph, params, grads, state)
+    together, _ = rule(graph, params, grads, state)
+    for i in range(3):
+        one, grad = ({n: t[i : i + 1] for n, t in x.items()} for x in (params, grads))
+        alone, own = rule(graph, one, grad, rule.init(graph, one, input_rms=rms[i]))
+        alone, _ = rule(graph, one, grad, own)
+        assert_close(alone, {n: u[i : i + 1] for n, u in together.items()}, 1e-10)
+
+
+def test_state_before_the_first_step():
+    graph = random_graph(seeded(3), symmetries=MIXED)
+    params = {n: p.float() for n, p in random_params(graph, seeded(), batch=2).items()}
+    state = UpdateRule.init(graph, params)
+    for block in graph.blocks:
+        values, p = state[block.parameter], params[block.parameter]
+        assert values.keys() == {"step", "fast", "slow", "square", "target", "source"}
+        assert values["step"].tolist() == [0.0, 0.0]
+        assert all(not values[k].any() and values[k].shape == p.shape for k in ("fast", "slow"))
+        assert values["target"].shape == (2, block.shape[0])
+        assert values["source"].shape == (2, block.shape[1])
+        assert {t.dtype for t in values.values()} == {torch.float32}
+
+
+def mlp_gauge(params, rms):
+    """Scales of a 3-4-2 ReLU network, by the formula of the paper's gauge."""
+    hidden = (params["0.weight"] * rms).square().sum(-1) + params["0.bias"].square()
+    output = (params["2.weight"] * hidden.sqrt()[:, None]).square().sum(-1)
+    output = (output + params["2.bias"].square()).mean(1, keepdim=True).expand(-1, 2)
+    return hidden.sqrt(), output.sqrt()
+
+
+def test_untrained_rule_is_gauged_normalised_momentum():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    graph = trace(module, (torch.ones(1, 3),))
+    rule, rms = UpdateRule().double(), 2.5
+    params = random_params(graph, seeded())
+    hidden, output = mlp_gauge(params, rms)
+    ratio = {
+        "0.weight": hidden[:, :, None] / rms,
+        "0.bias": hidden,
+        "2.weight": output[:, :, None] / hidden[:, None, :],
+        "2.bias": output,
+    }
+    scale = {"0.weight": 1 / 3, "0.bias": 3**-0.5, "2.weight": 1 / 4, "2.bias": 4**-0.5}
+    state = rule.init(graph, params, input_rms=rms)
+    momentum, square = ({n: torch.zeros_like(p) for n, p in params.items()} for _ in range(2))
+    for step in range(1, 4):
+        grads = random_params(graph, seeded(step))
+        updates, state = rule(graph, params, grads, state)
+        for name, grad in grads.items():
+            momentum[name] = 0.9 * momentum[name] + 0.1 * grad
+            square[name] = 0.99 * square[name] + 0.01 * grad**2
+            direction = momentum[name] / (1 - 0.9**step)
+            direction = -direction / (square[name] / (1 - 0.99**step)).sqrt()
+            expected = scale[name] * ratio[name] * direction
+            torch.testing.assert_close(updates[name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_zero_gradients_move_nothing():
+    graph, rule = random_graph(seeded(), symmetries=MIXED), UpdateRule().double()
+    params = random_params(graph, seeded())
+    zero = {n: torch.zeros_like(p) for n, p in params.items()}
+    updates, _ = rule(graph, params, zero, rule.init(graph, params))
+    assert all(not u.any() for u in updates.values())
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_update_does_not_depend_on_the_size_of_gradients(size):
+    graph, rule = random_graph(seeded(), symmetries=MIXED), trained()
+    params, grads = random_params(graph, seeded()), random_params(graph, seeded(1))
+    tiny = {n: size * g for n, g in grads.items()}
+    found, expected = (rule(graph, params, g, rule.init(graph, params))[0] for g in (tiny, grads))
+    assert_close(found, expected)
+
+
+def test_every_parameter_of_a_trained_rule_is_used():
+    graph, rule = random_graph(seeded(1), symmetries=MIXED), trained().requires_grad_()
+    params, grads = random_params(graph, seeded()), random_params(graph, seeded(1))
+    updates, _ = rule(graph, params, grads, rule.init(graph, params))
+    sum(u.square().sum() for u in updates.values()).backward()
+    assert [n for n, p in rule.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_rule_works_on_isolated_blocks():
+    graph = WeightGraph.from_parameters({"matrix": (4, 3), "vector": (5,), "number": ()})
+    rule, params = trained(), random_params(graph, seeded())
+    updates, _ = rule(graph, params, random_params(graph, seeded(1)), rule.init(graph, params))
+    assert {n: u.shape for n, u in updates.items()} == {n: p.shape for n, p in params.items()}
+    assert all(torch.isfinite(u).all() and u.any() for u in updates.values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), rows=st.integers(2, 9), columns=st.integers(2, 9))
+def test_whitened_commutes_with_permutations_and_signs(seed, rows, columns):
+    x = torch.randn(1, rows, columns, 2, generator=seeded(seed), dtype=torch.float64)
+    generator = seeded(seed + 1)
+    p, q = SIGN.random_element(rows, generator=generator)
+    r, t = SIGN.random_element(columns, generator=generator)
+
+    def act(y):
+        return (y * q[:, None, None] * t[:, None])[:, p][:, :, r]
+
+    torch.testing.assert_close(whitened(act(x)), act(whitened(x)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (10, 64)])
+def test_whitened_has_singular_values_near_one(shape):
+    x = 1e-8 * torch.randn(2, *shape, 1, generator=seeded(), dtype=torch.float64)
+    out = whitened(x)
+    values = torch.linalg.svdvals(out[..., 0]) / max(shape) ** 0.5
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    before = torch.linalg.svdvals(x[..., 0])
+    assert (before[:, 0] / before[:, -1]).min() > 1.5  # they were not equal at first
+    assert 0.5 < unit_size(out) < 1.5
+
+
+def unit_size(x):
+    return x.square().mean().sqrt().item()
+
+
+def test_whitened_sees_kernels_as_columns_and_normalises_vectors():
+    x = torch.randn(1, 4, 3, 5, generator=seeded(), dtype=torch.float64)
+    flat = whitened(x.reshape(1, 4, 15, 1)).reshape(1, 4, 3, 5)
+    torch.testing.assert_close(whitened(x), flat)
+    vector = torch.randn(1, 7, 1, 1, generator=seeded(), dtype=torch.float64)
+    torch.testing.assert_close(whitened(vector), vector / unit_size(vector))
+    assert not whitened(torch.zeros(1, 3, 3, 1)).any()
+
+
+def test_unit_rms_and_noise():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-30, 4e-30]])
+    expected = torch.tensor([0.6, 0.8]) * 2**0.5
+    found = unit_rms(x)
+    torch.testing.assert_close(found[0], expected)
+    assert not found[1].any()
+    torch.testing.assert_close(found[2], expected)
+    signal = relative_to_noise(torch.tensor([2.0, 1.0]), torch.tensor([4.0, 0.0]))
+    assert signal.tolist() == [1.0, 0.0]
+
+
+def test_saved_rule_is_the_same_rule(tmp_path):
+    rule = trained(num_layers=2).float()
+    rule.save_pretrained(tmp_path / "folder" / "rule.safetensors")
+    copy = UpdateRule.from_pretrained(tmp_path / "folder" / "rule.safetensors")
+    assert copy.config == rule.config
+    expected = rule.state_dict()
+    assert copy.state_dict().keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in copy.state_dict().items())
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["rule.safetensors"]
+
+
+def test_files_that_are_no_rule(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights 'tiny': expected a file, or one of"):
+        UpdateRule.from_pretrained("tiny")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="expected a safetensors file, got a damaged one"):
+        UpdateRule.from_pretrained(damaged)
+    other = tmp_path / "other.safetensors"
+    save_weights(other, nn.Linear(2, 2), kind="editor", config={})
+    with pytest.raises(ValueError, match=r"'rule'\) \(format, kind\), got .*'editor'"):
+        UpdateRule.from_pretrained(other)
+
+
+def test_packaged_rule():
+    assert "small" in available()
+    assert isinstance(UpdateRule.from_pretrained("small"), UpdateRule)
