@@ -116,8 +116,9 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"path: expected an .npz archive of arrays, {path} is not one") from error
     missing = [key for key in MNIST_KEYS if key not in arrays]
     if missing:
-        raise ValueError(f"path: {path} lacks {missing}; expected {list(MNIST_KEYS)}, "
-                         f"found {sorted(arrays)}")
+        raise ValueError(
+            f"path: {path} lacks {missing}; expected {list(MNIST_KEYS)}, found {sorted(arrays)}"
+        )
     return arrays
 
 

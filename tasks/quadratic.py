@@ -28,8 +28,11 @@ class QuadraticTask:
     def __init__(self, matrix: Tensor, targets: Mapping[str, Tensor]) -> None:
         if matrix.ndim != 2:
             raise ValueError(f"matrix: expected (rows, dims), got {tuple(matrix.shape)}")
-        wrong = {n: tuple(t.shape) for n, t in targets.items()
-                 if t.ndim not in (1, 2) or len(t) != len(matrix)}
+        wrong = {
+            n: tuple(t.shape)
+            for n, t in targets.items()
+            if t.ndim not in (1, 2) or len(t) != len(matrix)
+        }
         if wrong or not targets:
             raise ValueError(
                 f"targets: expected (rows,) or (rows, columns) of {len(matrix)} rows, got {wrong}"
@@ -53,8 +56,9 @@ class QuadraticTask:
                 "expected dims >= 1, columns >= 0 and condition >= 1, "
                 f"got dims={dims}, columns={columns}, condition={condition}"
             )
-        left, right = (torch.linalg.qr(torch.randn(dims, dims, generator=generator))[0]
-                       for _ in range(2))
+        left, right = (
+            torch.linalg.qr(torch.randn(dims, dims, generator=generator))[0] for _ in range(2)
+        )
         values = torch.logspace(0, -1, dims, base=condition)
         matrix = left * values @ right
         targets = {"vector": torch.randn(dims, generator=generator)}

@@ -116,8 +116,10 @@ def resolve_suite(name: str) -> TaskSuite:
     factory = SUITES[name] if name in SUITES else _load(name)
     suite = factory()
     if not isinstance(suite, TaskSuite):
-        raise TypeError(f"name: expected {name!r} to make a TaskSuite (a class with a method "
-                        f"sample(generator, count)), got {type(suite).__name__}")
+        raise TypeError(
+            f"name: expected {name!r} to make a TaskSuite (a class with a method "
+            f"sample(generator, count)), got {type(suite).__name__}"
+        )
     return suite
 
 

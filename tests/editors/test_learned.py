@@ -10,9 +10,7 @@ from scalegmn_opt.editors.targets import dilate
 from scalegmn_opt.inr import SirenSpec, initial_parameters, siren_graph
 
 SPEC = SirenSpec(hidden=(7, 5))
-SIZE = {
-    "probes": 4, "node_channels": 6, "edge_channels": 4, "hidden_channels": 8, "num_layers": 2
-}
+SIZE = {"probes": 4, "node_channels": 6, "edge_channels": 4, "hidden_channels": 8, "num_layers": 2}
 
 
 def params(count=3, spec=SPEC, dtype=torch.float32):

@@ -92,8 +92,9 @@ def test_what_is_written(tmp_path, channels):
     report = measure(store, recipe(("invert", 1.0)), EDITS)
     out = tmp_path / "new" / "folder"
     write_report(report, out, source="here.png", scale=3)
-    sheets = [f"{n}{s}.png" for n in ("input", "edited", "target", "difference")
-              for s in ("", "_x3")]
+    sheets = [
+        f"{n}{s}.png" for n in ("input", "edited", "target", "difference") for s in ("", "_x3")
+    ]
     others = ["comparison.png", "edited.safetensors", "report.json"]
     assert sorted(path.name for path in out.iterdir()) == sorted(sheets + others)
     for name in sheets:  # two by two with a gap of a pixel
@@ -106,7 +107,13 @@ def test_what_is_written(tmp_path, channels):
     assert fields["count"] == 3
     (step,) = fields["edits"]
     assert set(step) == {
-        "edit", "strength", "mechanism", "mse", "mse_do_nothing", "psnr", "cpu_ms_per_inr"
+        "edit",
+        "strength",
+        "mechanism",
+        "mse",
+        "mse_do_nothing",
+        "psnr",
+        "cpu_ms_per_inr",
     }
     assert fields["total"]["mse_do_nothing"] > 100 * fields["total"]["mse"]
     loaded = INRStore.load(out / "edited.safetensors")

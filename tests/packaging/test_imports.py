@@ -77,7 +77,8 @@ def wrong_imports(source, path):
     own = component(module_name(path))
     needed = {(name, target(name)) for name in imported(ast.parse(source), path)}
     return sorted(
-        name for name, other in needed
+        name
+        for name, other in needed
         if other is not None and other != own and RANKS[other] >= RANKS[own]
     )
 

@@ -49,8 +49,10 @@ def test_tasks_of_one_architecture_share_a_graph(data):
 
 def test_batches_come_from_the_training_part_only(data):
     task = MLPClassification(data, batch_size=64)
-    known = {tuple(x): int(y) for x, y in zip(data.train_inputs.tolist(), data.train_targets,
-                                              strict=True)}
+    known = {
+        tuple(x): int(y)
+        for x, y in zip(data.train_inputs.tolist(), data.train_targets, strict=True)
+    }
     generator = seeded()
     for _ in range(5):
         inputs, targets = task.batch(generator)
@@ -64,8 +66,10 @@ def test_labels_choose_and_order_the_classes(data):
     task = MLPClassification(data, labels=(7, 2, 5))
     assert task.init(seeded())["2.bias"].shape == (3,)
     inputs, targets = task.batch(seeded())
-    known = {tuple(x): int(y) for x, y in zip(data.train_inputs.tolist(), data.train_targets,
-                                              strict=True)}
+    known = {
+        tuple(x): int(y)
+        for x, y in zip(data.train_inputs.tolist(), data.train_targets, strict=True)
+    }
     originals = [known[tuple(x)] for x in inputs.tolist()]
     assert originals == [(7, 2, 5)[t] for t in targets]
     assert set(originals) == {7, 2, 5}
@@ -95,8 +99,12 @@ def test_reparametrised_initialisation_is_the_same_function(data):
     spread = MLPClassification(data, hidden=(16, 16), init_spread=0.5)
     a, b = plain.init(seeded()), spread.init(seeded())
     inputs = data.test_inputs
-    torch.testing.assert_close(spread.forward(b, inputs).sort().values,
-                               plain.forward(a, inputs).sort().values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        spread.forward(b, inputs).sort().values,
+        plain.forward(a, inputs).sort().values,
+        rtol=1e-4,
+        atol=1e-5,
+    )
     norms_a, norms_b = (p["0.weight"].norm(dim=1).log() for p in (a, b))
     assert norms_a.std() < 0.2
     assert 0.25 < norms_b.std() < 0.9

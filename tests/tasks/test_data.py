@@ -47,9 +47,7 @@ def test_digits_parts_are_fixed_disjoint_and_complete():
 
 def test_digits_targets_belong_to_their_images():
     data = digits()
-    centres = torch.stack(
-        [data.train_inputs[data.train_targets == c].mean(0) for c in range(10)]
-    )
+    centres = torch.stack([data.train_inputs[data.train_targets == c].mean(0) for c in range(10)])
     nearest = torch.cdist(data.test_inputs, centres).argmin(1)
     assert (nearest == data.test_targets).float().mean() > 0.85
 
