@@ -1,7 +1,7 @@
 """Dilation of INRs by the packaged editor, on images it was not trained on, against refitting.
 
 `python benchmarks/dilation.py [mnist.npz] [--weights FILE]`: scikit-learn's test digits enlarged to
-28x28 and, where the file is given, MNIST's test part. Mean squared error against the 3x3 dilation of
+28x28 and, where the file is given, MNIST's test part. Mean squared error against the dilation of
 the source image; CPU time on one thread. Refitting is warm-start Adam, and knows the edited image.
 """
 

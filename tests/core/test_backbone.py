@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalegmn_opt import ScaleGMN, WeightFeatures
-from scalegmn_opt.graph import NONZERO_SCALE, PERMUTATION, POSITIVE_SCALE, SIGN
+from scalegmn_opt.graph import (
+    NONZERO_SCALE,
+    PERMUTATION,
+    POSITIVE_SCALE,
+    SIGN,
+    NeuronGroup,
+    Role,
+    WeightBlock,
+    WeightGraph,
+)
 from scalegmn_opt.testing import assert_equivariant, random_features, random_graph
 
 SMALL = {"node_channels": 4, "edge_channels": 3, "hidden_channels": 6, "num_layers": 2}
@@ -19,6 +28,7 @@ def seeded(seed=0):
 
 def build(seed=0, **options):
     """A small model in float64 with weights that are not those of its initialisation."""
+    torch.manual_seed(seed)
     model = ScaleGMN(**SMALL | options).double()
     with torch.no_grad():
         for p in model.parameters():
@@ -105,12 +115,28 @@ def test_input_neurons_are_told_apart_only_with_their_index():
     graph = random_graph(seeded(3), symmetries=[SIGN])
     ones = {b.parameter: torch.ones(1, *b.parameter_shape).double() for b in graph.blocks}
     features = WeightFeatures.from_parameters(graph, ones)
-    spread = {}
-    for index in (True, False):
-        nodes = build(neuron_encoding=index)(features).nodes["output"][0]
-        spread[index] = float(nodes.std(1).max()) if nodes.shape[1] > 1 else None
-    assert spread[False] == pytest.approx(0.0, abs=1e-12)
+    assert graph.group["output"].size > 1
+    spread = {
+        index: build(neuron_encoding=index)(features).nodes["output"][0].std(1).max().item()
+        for index in (True, False)
+    }
+    assert spread[False] < 1e-9
     assert spread[True] > 1e-3
+
+
+def test_sums_are_normalised_by_the_number_of_edges():
+    groups = (NeuronGroup("in", 2, Role.INPUT), NeuronGroup("out", 3, Role.OUTPUT))
+    sizes = (("out", 3), ("src", 2))
+    graph = WeightGraph(groups, (WeightBlock("w", "out", "in", "out src", sizes),))
+    plain, divided = build(fan_exponent=0.0), build(fan_exponent=0.5)
+    with torch.no_grad():  # undo the division by hand: 2 edges into an output, 3 out of an input
+        for layer in divided.layers:
+            for message, fan in zip(layer.messages, (2, 3), strict=True):
+                message.value.weight.mul_(fan**0.5)
+    features = random_features(graph, seeded())
+    found, expected = divided(features).tensors(), plain(features).tensors()
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
 # Negative controls

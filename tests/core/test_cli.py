@@ -121,8 +121,21 @@ def test_one_thread_unless_told_otherwise(run, monkeypatch, variable, expected):
 
 
 def test_fit_writes_a_store(run, pictures, tmp_path):
-    code, out, _ = run("fit", pictures, pictures, "-o", "s.safetensors", "--hidden", "9,7",
-                       "--w0", "20", "--steps", "40", "--seed", "3")
+    code, out, _ = run(
+        "fit",
+        pictures,
+        pictures,
+        "-o",
+        "s.safetensors",
+        "--hidden",
+        "9,7",
+        "--w0",
+        "20",
+        "--steps",
+        "40",
+        "--seed",
+        "3",
+    )
     assert code == 0
     store = INRStore.load(tmp_path / "s.safetensors")
     assert store.spec == SirenSpec(hidden=(9, 7), w0=20.0)
@@ -130,8 +143,20 @@ def test_fit_writes_a_store(run, pictures, tmp_path):
     assert store.names == ("two[0]", "two[1]") * 2
     assert f"mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB" in out
     assert "4 networks" in out
-    run("fit", pictures, "-o", "again.safetensors", "--hidden", "9,7", "--w0", "20",
-        "--steps", "40", "--seed", "3")
+    run(
+        "fit",
+        pictures,
+        "-o",
+        "again.safetensors",
+        "--hidden",
+        "9,7",
+        "--w0",
+        "20",
+        "--steps",
+        "40",
+        "--seed",
+        "3",
+    )
     again = INRStore.load(tmp_path / "again.safetensors")
     for name, value in again.params.items():
         torch.testing.assert_close(value, store.params[name][:2], rtol=1e-3, atol=1e-4)
@@ -180,8 +205,9 @@ def test_mistakes_are_lines_and_not_tracebacks(run, pictures, tmp_path, argument
 
 
 def test_edit_of_images_is_measured_against_them(run, pictures, tmp_path):
-    code, out, _ = run("edit", pictures, "--recipe", "tilted_negative", "--out", "made",
-                       "--scale", "2")
+    code, out, _ = run(
+        "edit", pictures, "--recipe", "tilted_negative", "--out", "made", "--scale", "2"
+    )
     assert code == 0
     report = json.loads((tmp_path / "made" / "report.json").read_text())
     assert report["input"] == str(pictures)
@@ -197,15 +223,22 @@ def test_edit_of_images_is_measured_against_them(run, pictures, tmp_path):
 
 
 def test_edit_of_a_store_is_measured_against_its_renders(run, store, tmp_path):
-    code, _, _ = run("edit", store, "--recipe", "invert", "--out", "made", "--no-compare",
-                     "--scale", "1")
+    code, _, _ = run(
+        "edit", store, "--recipe", "invert", "--out", "made", "--no-compare", "--scale", "1"
+    )
     assert code == 0
     report = json.loads((tmp_path / "made" / "report.json").read_text())
     assert report["ground_truth"] == "renders of the networks"
     assert report["total"]["mse"] < 1e-10
     names = {path.name for path in (tmp_path / "made").iterdir()}
-    assert names == {"input.png", "edited.png", "target.png", "difference.png", "report.json",
-                     "edited.safetensors"}
+    assert names == {
+        "input.png",
+        "edited.png",
+        "target.png",
+        "difference.png",
+        "report.json",
+        "edited.safetensors",
+    }
     edited, original = (INRStore.load(p) for p in (tmp_path / "made/edited.safetensors", store))
     torch.testing.assert_close(
         edited.params["layers.2.weight"], -original.params["layers.2.weight"]
@@ -270,9 +303,23 @@ def test_sources_of_unequal_channels(run, tmp_path):
 @pytest.mark.slow
 def test_meta_training_in_two_processes(tmp_path):
     (tmp_path / "rule.yaml").write_text(RULE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--master_port", "29533", "-m", "scalegmn_opt.cli", "meta-train",
-               tmp_path / "rule.yaml", "--out", tmp_path / "out", "--processes", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29533",
+        "-m",
+        "scalegmn_opt.cli",
+        "meta-train",
+        tmp_path / "rule.yaml",
+        "--out",
+        tmp_path / "out",
+        "--processes",
+        "2",
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert shown.stdout.count("weights.safetensors") == 1
     UpdateRule.from_pretrained(tmp_path / "out" / "weights.safetensors")
@@ -327,7 +374,9 @@ def test_info_of_files_and_recipes(run, store, tmp_path):
     assert "6 x 6" in out
     (tmp_path / "mine.yaml").write_text(RULE)
     for subject, text in {
-        "dilate": '"strength": 1.0', "dilate_editor": "editor recipe", "mine.yaml": "quadratic"
+        "dilate": '"strength": 1.0',
+        "dilate_editor": "editor recipe",
+        "mine.yaml": "quadratic",
     }.items():
         code, out, _ = run("info", subject)
         assert code == 0

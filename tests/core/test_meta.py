@@ -31,9 +31,7 @@ def make_objective(**options) -> TruncatedBackprop:
 def make_trainer(output: Path, **options) -> MetaTrainer:
     options = {"steps": 6, "checkpoint_every": 2, "workers": 2} | options
     accelerator = Accelerator(cpu=True)
-    return MetaTrainer(
-        make_objective(), output, accelerator=accelerator, progress=False, **options
-    )
+    return MetaTrainer(make_objective(), output, accelerator=accelerator, progress=False, **options)
 
 
 def weights(trainer: MetaTrainer) -> dict[str, torch.Tensor]:

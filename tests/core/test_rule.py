@@ -28,6 +28,7 @@ def seeded(seed=0):
 
 def trained(seed=0, size=0.1, **options):
     """A rule whose weights are not those of its initialisation, as after meta-training."""
+    torch.manual_seed(seed)
     rule = UpdateRule(**SMALL | options).double().requires_grad_(False)
     for p in rule.parameters():
         p.add_(size * torch.randn(p.shape, generator=seeded(seed), dtype=p.dtype))

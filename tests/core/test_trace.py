@@ -253,11 +253,15 @@ def test_bias_along_other_neurons_takes_their_scale_away():
     assert hidden(checked_trace(module, torch.randn(2, 5, 3)))["layer:out"] == (4, PERMUTATION)
 
 
-def test_one_channel_that_is_reshaped_is_fixed():
-    module = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(4, 3))
-    assert hidden(checked_trace(module, torch.randn(2, 1, 4, 4))) == {}
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_channel_that_is_reshaped_is_fixed(batch, bias):
+    module = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(4, 3, bias=bias))
+    assert hidden(checked_trace(module, torch.randn(batch, 1, 4, 4))) == {}
     module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1), nn.Flatten(), nn.Linear(4, 3))
-    assert hidden(checked_trace(module, torch.randn(2, 1, 2, 2))) == {"0:out": (4, NONZERO_SCALE)}
+    assert hidden(checked_trace(module, torch.randn(batch, 1, 2, 2))) == {
+        "0:out": (4, NONZERO_SCALE)
+    }
 
 
 def test_unused_parameter_is_isolated():
