@@ -266,6 +266,8 @@ RULES: dict[Any, Rule] = {
     aten.mul: scale,
     aten.div: scale,
     aten.add: add,
+    aten.add_: add,
+    aten.sub: add,
     aten.mean: mean,
     aten.sum: mean,
     aten.permute: permute,

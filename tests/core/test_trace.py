@@ -198,6 +198,17 @@ def test_nested_modules_and_functional_activations():
     assert targets == {"0:out"}
 
 
+@pytest.mark.parametrize("join", [torch.add, torch.sub, lambda x, y: x.add_(y)])
+def test_sums_and_differences_tie_two_groups(join):
+    module = Function(
+        lambda m, x: m.out(torch.relu(join(m.a(x), m.b(x)))),
+        a=nn.Linear(3, 4),
+        b=nn.Linear(3, 4),
+        out=nn.Linear(4, 2),
+    )
+    assert hidden(checked_trace(module, torch.randn(2, 3))) == {"a:out": (4, POSITIVE_SCALE)}
+
+
 def test_residual_with_a_different_activation_meets():
     module = Function(
         lambda m, x: m.out(torch.relu(m.a(x)) + torch.tanh(m.b(x))),
