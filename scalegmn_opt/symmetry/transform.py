@@ -71,15 +71,21 @@ def random_transform(
 
 @dataclass(frozen=True)
 class Verification:
-    """Largest relative change of a module's outputs under random group elements."""
+    """Largest relative change of a module's outputs under random group elements.
+
+    True if each claimed symmetry leaves the function as it is.
+    """
 
     error: float
     tolerance: float
 
     @property
     def ok(self) -> bool:
-        """Whether each claimed symmetry leaves the function as it is."""
+        """Whether the change is within the tolerance."""
         return self.error <= self.tolerance
+
+    def __bool__(self) -> bool:
+        return self.ok
 
 
 def verify(

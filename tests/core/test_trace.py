@@ -413,6 +413,7 @@ def test_verify_finds_a_graph_that_claims_too_much(claim):
     )
     found = verify(module, WeightGraph(groups, graph.blocks), inputs)
     assert not found.ok
+    assert not found
     assert found.error > 1e-3
 
 

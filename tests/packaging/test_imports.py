@@ -212,4 +212,4 @@ def test_the_check_of_paths_finds_them(root):
     for folder in ("home", "root", "Users"):
         assert paths_of_one_machine(f"read '/{folder}/someone/data'", root)
     assert paths_of_one_machine(f"cd {root}", root)
-    assert not paths_of_one_machine("https://example.org/home/page and ./work/item", root)
+    assert not paths_of_one_machine("https://example.org/home/page and ./home/item", root)
