@@ -1,13 +1,14 @@
 """Recipes of edits: which edits there are, and several of them in order."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from scalegmn_opt.inr import SirenSpec
-from scalegmn_opt.recipe import choice_message, unknown_choice
+from scalegmn_opt.recipe import choice_message, one_of
 
 from .closed_form import Brightness, Contrast, Invert, Rotate, Shift, Zoom
 from .edit import DirectedEdit, Edit
@@ -25,16 +26,9 @@ class EditStep(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    edit: str
+    edit: Annotated[str, one_of("edit", EDITS)]
     strength: float
     angle: float | None = None  # degrees counter-clockwise, for edits along a direction only
-
-    @field_validator("edit")
-    @classmethod
-    def _is_known(cls, edit: str) -> str:
-        if edit not in EDITS:
-            raise unknown_choice("edit", edit, EDITS)
-        return edit
 
     @field_validator("angle")
     @classmethod

@@ -1,16 +1,16 @@
 """Training a learned editor: an objective for the meta-trainer, and its recipe."""
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from scalegmn_opt.inr import INRStore, SirenSpec, evaluate, pixel_grid
 from scalegmn_opt.meta.recipe import TrainerOptions
-from scalegmn_opt.recipe import unknown_choice
+from scalegmn_opt.recipe import one_of
 
 from .edit import Edit
 from .learned import LearnedEditor, dilation
@@ -107,7 +107,7 @@ class EditorRecipe(BaseModel):
     kind: Literal["editor"]
     name: str
     description: str = ""
-    edit: str
+    edit: Annotated[str, one_of("edit", TRAINABLE)]
     images: list[str] = Field(min_length=1)  # "digits", or image files of the data folder
     count: int = Field(ge=2)  # images of each source, from its beginning
     size: int = Field(default=28, ge=2)  # pixels along each side
@@ -115,13 +115,6 @@ class EditorRecipe(BaseModel):
     batch_size: int = Field(default=64, ge=2)
     trainer: TrainerOptions
     seed: int = 0
-
-    @field_validator("edit")
-    @classmethod
-    def _is_trainable(cls, edit: str) -> str:
-        if edit not in TRAINABLE:
-            raise unknown_choice("edit", edit, TRAINABLE)
-        return edit
 
     def objective(self, store: INRStore, images: Tensor) -> EditingObjective:
         """The objective to train; the editor's initial weights depend on ``seed`` alone."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel
 from torch import Generator, Tensor, cat, set_num_threads
 
-from scalegmn_opt.recipe import load_recipe, unknown_choice
+from scalegmn_opt.recipe import load_recipe, one_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,14 +32,7 @@ KINDS = ("rule", "editor")
 class _AnyTraining(BaseModel):
     """A recipe of meta-training, of which only the kind is known."""
 
-    kind: str
-
-    @field_validator("kind")
-    @classmethod
-    def _is_known(cls, kind: str) -> str:
-        if kind not in KINDS:
-            raise unknown_choice("kind", kind, KINDS)
-        return kind
+    kind: Annotated[str, one_of("kind", KINDS)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

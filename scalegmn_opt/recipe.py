@@ -4,12 +4,12 @@ import difflib
 import importlib.resources
 import json
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ._yaml import Location, YamlError, read_mapping
@@ -61,11 +61,17 @@ def packaged_recipes() -> list[str]:
     return sorted(file.name.removesuffix(_SUFFIX) for file in files if file.name.endswith(_SUFFIX))
 
 
-def unknown_choice(kind: str, got: str, choices: Iterable[str]) -> PydanticCustomError:
-    """Error for a schema's validator to raise where `got` is no valid name of a `kind`."""
-    message = choice_message(kind, got, choices)
-    # Passed as context, because braces in the template would be read as fields.
-    return PydanticCustomError("unknown_choice", "{message}", {"message": message})
+def one_of(kind: str, choices: Collection[str]) -> AfterValidator:
+    """Annotation of a schema's field that holds the name of one of the `choices`."""
+
+    def check(got: str) -> str:
+        if got in choices:
+            return got
+        message = choice_message(kind, got, choices)
+        # Passed as context, because braces in the template would be read as fields.
+        raise PydanticCustomError("unknown_choice", "{message}", {"message": message})
+
+    return AfterValidator(check)
 
 
 def choice_message(kind: str, got: str, choices: Iterable[str]) -> str:

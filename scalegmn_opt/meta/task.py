@@ -16,8 +16,8 @@ from scalegmn_opt.graph import WeightGraph, trace
 class Task(Protocol):
     """A loss on the parameters of one network.
 
-    ``loss`` is a pure function of its arguments and can be mapped by ``torch.func.vmap``. Tasks of
-    one ``TaskSuite.sample`` share it: whatever differs between them is in ``init`` and ``batch``.
+    ``loss`` is a pure function of its arguments; all randomness comes from the generators that
+    ``init`` and ``batch`` are given.
     """
 
     @property
@@ -32,7 +32,7 @@ class Task(Protocol):
         """Initial parameters of one network, by name (*shape)."""
 
     def batch(self, generator: torch.Generator) -> Any:
-        """A batch: a tree of tensors of the same shapes at every call."""
+        """A batch, in whatever form ``loss`` takes."""
 
     def loss(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:
         """The scalar loss () of one network on one batch."""
@@ -43,7 +43,7 @@ class TaskSuite(Protocol):
     """A distribution of tasks."""
 
     def sample(self, generator: torch.Generator, count: int) -> Sequence[Task]:
-        """``count`` tasks of one architecture; parameters and batches stack along a new axis."""
+        """``count`` tasks of one architecture; their parameters stack along a new axis."""
 
 
 @runtime_checkable
@@ -105,7 +105,7 @@ class ModuleTask(ABC):
 
     @abstractmethod
     def batch(self, generator: torch.Generator) -> Any:
-        """A batch: a tree of tensors of the same shapes at every call."""
+        """A batch, in whatever form ``loss`` takes."""
 
     @abstractmethod
     def loss(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:

@@ -30,8 +30,8 @@ class LearnedOptimizer(Optimizer):
         model: the module that the parameters belong to; it is traced, not kept.
         example_inputs: positional arguments of one forward call of ``model``.
         rule: an :class:`UpdateRule`, the name of packaged weights, or a path to some.
-        lr: multiplier of the rule's own step; 1.0 is the step it was trained with. A weight's
-            change at ``lr=1`` moves a pre-activation by at most about its own size.
+        lr: multiplier of the rule's own step; 1.0 is the step it was trained with. At 1.0 an
+            aligned step of an untrained rule changes a pre-activation by about its initial size.
         weight_decay: share of each parameter removed per step at ``lr=1``.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
