@@ -26,9 +26,11 @@ class DeltaHead(nn.Module):
     def forward(self, features: WeightFeatures) -> dict[str, Tensor]:
         graph, deltas = features.graph, {}
         for block in graph.blocks:
-            edges = torch.cat(features.edges[block.parameter], 1)
+            edges = torch.cat(features.edges[block.name], 1)
             delta = self.linear.edges(edges, self_inverse=graph.self_inverse(block))
-            deltas[block.parameter] = self.scale * delta.flatten(0, 1)
+            if block.folds > 1:  # (batch, folds, outputs) -> (batch, outputs, folds)
+                delta = delta.unflatten(0, (-1, block.folds)).transpose(1, 2).flatten(1, 2)
+            deltas[block.name] = self.scale * delta.flatten(0, 1)
         unpacked = unpack(graph, deltas)
         return {name: d.unflatten(0, (-1, self.outputs)) for name, d in unpacked.items()}
 
@@ -79,8 +81,8 @@ class Readout(nn.Module):
         ]
         edges = []
         for block in graph.blocks:
-            both = torch.cat(features.edges[block.parameter], 1)
+            both = torch.cat(features.edges[block.name], 1)
             products = self.products(both, self_inverse=graph.self_inverse(block))
-            edges.append(products.mean((2, 3, 4)))
+            edges.append(products.mean((2, 3, 4)).unflatten(0, (-1, block.folds)).mean(1))
         pooled = [torch.stack(parts).mean(0) for parts in (nodes, edges)]
         return self.mlp(torch.cat([F.relu(pooled[0]), pooled[1]], -1))

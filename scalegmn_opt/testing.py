@@ -60,7 +60,7 @@ def random_params(
     graph: WeightGraph, generator: torch.Generator, *, batch: int = 2
 ) -> dict[str, Tensor]:
     """Normal parameters (batch, *shape) in float64 for each block of ``graph``."""
-    shapes = {block.parameter: block.parameter_shape for block in graph.blocks}
+    shapes = {name: blocks[0].parameter_shape for name, blocks in graph.parameters.items()}
     return {name: _normal(generator, batch, *shape) for name, shape in shapes.items()}
 
 
@@ -82,8 +82,9 @@ def random_features(
         nodes[group.name] = (plus, minus)
         invariants[group.name] = _normal(generator, batch, group.size, invariant_features)
     for block in graph.blocks:
-        plus, minus = (_normal(generator, batch, c, *block.shape) for c in edge_features)
-        edges[block.parameter] = (plus, minus)
+        shapes = ((batch * block.folds, c, *block.shape) for c in edge_features)
+        plus, minus = (_normal(generator, *shape) for shape in shapes)
+        edges[block.name] = (plus, minus)
     return WeightFeatures(graph, nodes, edges, invariants)
 
 
@@ -95,9 +96,9 @@ def transform_features(transform: Transform, features: WeightFeatures) -> Weight
         acted = transform.apply_to_nodes(name, plus)
         nodes[name] = (acted, transform.apply_to_nodes(name, minus, power=-1))
     for block in features.graph.blocks:
-        plus, minus = features.edges[block.parameter]
+        plus, minus = features.edges[block.name]
         acted = transform.act_on_edges(block, plus)
-        edges[block.parameter] = (acted, transform.act_on_edges(block, minus, power=-1))
+        edges[block.name] = (acted, transform.act_on_edges(block, minus, power=-1))
     invariants = {
         name: x if x.shape[1] == 1 else transform.apply_to_nodes(name, x, power=0)
         for name, x in features.invariants.items()
@@ -158,7 +159,8 @@ def _act(transform: Transform, value: Any) -> Any:
         return transform_features(transform, value)
     if isinstance(value, Tensor):
         return value
-    ranks = {b.parameter: len(b.parameter_shape) + 1 for b in transform.graph.blocks}
+    parameters = transform.graph.parameters.items()
+    ranks = {name: len(blocks[0].parameter_shape) + 1 for name, blocks in parameters}
     if all(value[name].ndim == rank for name, rank in ranks.items()):
         return transform.apply(value)
     acted = transform.apply({name: v.flatten(0, 1) for name, v in value.items()})

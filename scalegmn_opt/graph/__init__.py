@@ -11,13 +11,17 @@ from scalegmn_opt.graph.groups import (
     Activation,
     Symmetry,
 )
+from scalegmn_opt.graph.pyg import from_pyg, to_pyg
 from scalegmn_opt.graph.trace import TraceWarning, trace
 from scalegmn_opt.graph.weight_graph import (
     CONSTANT,
+    Axis,
     NeuronGroup,
     Role,
+    Scale,
     WeightBlock,
     WeightGraph,
+    Window,
 )
 
 __all__ = [
@@ -29,16 +33,21 @@ __all__ = [
     "POSITIVE_SCALE",
     "SIGN",
     "Activation",
+    "Axis",
     "NeuronGroup",
     "Pair",
     "Role",
+    "Scale",
     "Symmetry",
     "TraceWarning",
     "WeightBlock",
     "WeightFeatures",
     "WeightGraph",
+    "Window",
+    "from_pyg",
     "pack",
     "stack_parameters",
+    "to_pyg",
     "trace",
     "unpack",
 ]

@@ -6,40 +6,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalegmn_opt.graph.weight_graph import WeightGraph
+from scalegmn_opt.graph.weight_graph import WeightBlock, WeightGraph
 
 Pair = tuple[Tensor, Tensor]  # a covariant tensor (multiplier q) and a contravariant one (1/q)
 
 
 def pack(graph: WeightGraph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters or gradients (batch, *shape) as edges (batch, out, in, kernel), by block.
+    """Parameters or gradients (batch, *shape) as edges (batch · folds, out, in, kernel), by block.
 
     Raises:
         ValueError: if a parameter is missing, unknown, or of the wrong shape.
     """
     check_parameters(graph, values)
-    return {block.parameter: block.pack(values[block.parameter]) for block in graph.blocks}
+    return {block.name: block.pack(values[block.parameter]) for block in graph.blocks}
 
 
 def unpack(graph: WeightGraph, edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Edges (batch, out, in, kernel) as parameters (batch, *shape): the inverse of ``pack``."""
-    return {block.parameter: block.unpack(edges[block.parameter]) for block in graph.blocks}
+    """Edges (batch · folds, out, in, kernel) as parameters (batch, *shape), ``pack``'s inverse."""
+    return {name: _join(blocks, edges) for name, blocks in graph.parameters.items()}
+
+
+def _join(blocks: tuple[WeightBlock, ...], edges: Mapping[str, Tensor]) -> Tensor:
+    """One parameter from the edges of its blocks, which are parts of it."""
+    parts = [block.unpack(edges[block.name]) for block in blocks]
+    if blocks[0].window is None:
+        return parts[0]
+    whole = parts[0].new_empty(len(parts[0]), *blocks[0].parameter_shape)
+    for block, part in zip(blocks, parts, strict=True):
+        block.window.view(whole).copy_(part)
+    return whole
 
 
 def check_parameters(graph: WeightGraph, values: Mapping[str, Tensor]) -> None:
     """Raise a ``ValueError`` unless ``values`` are stacked parameters of ``graph``."""
-    names = [block.parameter for block in graph.blocks]
+    names = list(graph.parameters)
     missing, unknown = sorted(set(names) - set(values)), sorted(set(values) - set(names))
     if missing or unknown:
         raise ValueError(f"params: expected {names}, missing {missing}, unknown {unknown}")
     batches = {name: value.shape[:1] for name, value in values.items()}
     if len(set(batches.values())) > 1:
         raise ValueError(f"params: expected one batch size, got {batches}")
-    for block in graph.blocks:
-        shape = tuple(values[block.parameter].shape)
+    for name, (block, *_) in graph.parameters.items():
+        shape = tuple(values[name].shape)
         if shape[1:] != block.parameter_shape:
             expected = ("batch", *block.parameter_shape)
-            raise ValueError(f"params[{block.parameter!r}]: expected shape {expected}, got {shape}")
+            raise ValueError(f"params[{name!r}]: expected shape {expected}, got {shape}")
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,14 @@ class WeightFeatures:
 
     Shapes:
         - ``nodes[group]``: two tensors (batch, nodes, channels)
-        - ``edges[block]``: two tensors (batch, channels, out, in, kernel)
+        - ``edges[block]``: two tensors (batch · folds, channels, out, in, kernel)
         - ``invariants[group]``: (batch, nodes or 1, channels)
 
     Channels come first on edges so that mixing them is one matrix product over all edges and a
     message one over each channel. A stream without features has zero channels.
+
+    A batch is one tensor a block and stream, without padding or indices: in float32 an edge of a
+    network takes 4 bytes, or 8 with its gradient. See :class:`ScaleGMN` for what layers add.
     """
 
     graph: WeightGraph
@@ -74,7 +88,7 @@ class WeightFeatures:
         else:
             minus = {name: edge.unsqueeze(1) for name, edge in pack(graph, grads).items()}
         edges = {name: (plus[name], minus[name]) for name in plus}
-        first = next(iter(plus.values()))
+        first = next(iter(params.values()))
         empty = {g.name: first.new_zeros(len(first), g.size, 0) for g in graph.groups}
         return cls(graph, {name: (e, e) for name, e in empty.items()}, edges, empty)
 

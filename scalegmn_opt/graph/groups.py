@@ -17,9 +17,10 @@ class Symmetry:
     biases of a neuron are multiplied by its ``q``, the outgoing weights divided by it.
     """
 
-    permutes: bool  # the neurons may be reordered
+    permutes: bool  # neurons may be reordered
     flips: bool  # q may be negative
     rescales: bool  # |q| may differ from 1
+    common: bool = False  # one q for all neurons of the group (before a LayerNorm)
 
     @property
     def self_inverse(self) -> bool:
@@ -39,27 +40,17 @@ class Symmetry:
             self.rescales and other.rescales,
         )
 
-    def random_element(
-        self, size: int, *, generator: torch.Generator, spread: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """A permutation (size,) and multipliers ``q`` (size,), ``|q| = exp(spread · N(0,1))``."""
-        order = torch.randperm(size, generator=generator) if self.permutes else torch.arange(size)
-        scale = torch.ones(size, dtype=torch.float64)
-        if self.rescales:
-            noise = torch.randn(size, generator=generator, dtype=torch.float64)
-            scale = torch.exp(spread * noise)
-        if self.flips:
-            scale = scale * (2 * torch.randint(2, (size,), generator=generator) - 1)
-        return order, scale
-
     def canon(self, x: Tensor) -> Tensor:
-        """``x`` (..., channels) without its positive scale: ``x / ||x||`` if the group rescales.
+        """``x`` (..., nodes, channels) without its positive scale: ``x / ||x||`` if there is one.
 
-        A sign is not removed here; it is averaged out by :meth:`even`.
+        The norm is a neuron's own, or, with one scale for all, the root mean square of the
+        neurons' norms. A sign is not removed here; it is averaged out by :meth:`even`.
         """
         if not self.rescales:
             return x
         square = x.square().sum(-1, keepdim=True)
+        if self.common:
+            square = square.mean(-2, keepdim=True)
         empty = square == 0  # a neuron without features stays zero, with a zero derivative
         return torch.where(empty, 0.0, x * torch.where(empty, 1.0, square).rsqrt())
 
@@ -115,6 +106,7 @@ ACTIVATIONS: dict[str, tuple[Symmetry, Callable[[Tensor, float], Tensor]]] = {
     "erf": (SIGN, _scaled(torch.erf)),
     "arctan": (SIGN, _scaled(torch.atan)),
     "hardtanh": (SIGN, _scaled(F.hardtanh)),
+    "softsign": (SIGN, _scaled(F.softsign)),
     "gelu": (PERMUTATION, _scaled(F.gelu)),
     "silu": (PERMUTATION, _scaled(F.silu)),
     "sigmoid": (PERMUTATION, _scaled(torch.sigmoid)),

@@ -26,23 +26,79 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
+class Axis:
+    """Indices that are reordered together wherever they occur: channels, heads, a head's width.
+
+    With ``within`` there is an order of its own for each index of these axes, as for the channels
+    of each head.
+    """
+
+    name: str
+    size: int
+    permutes: bool
+    within: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multipliers ``q``, one for each index of ``axes``: one number in all if there are none."""
+
+    name: str
+    axes: tuple[str, ...]
+    flips: bool
+    rescales: bool
+    erased: bool = False  # a normalisation divides it out, but for its epsilon
+
+
+@dataclass(frozen=True)
 class NeuronGroup:
-    """Neurons that are acted on together, e.g. the channels of one feature map."""
+    """Neurons that are acted on together, e.g. the channels of one feature map.
+
+    ``symmetry`` is what layers have to respect. Which elements it has together with other groups is
+    in ``axes``, the product of axes that the neurons are (major first), and in ``scales``, the
+    powers of multipliers whose product is a neuron's ``q``. Without them a group has an axis and
+    multipliers of its own.
+    """
 
     name: str
     size: int
     role: Role
     symmetry: Symmetry = FIXED
     activation: Activation | None = None  # None: none, or more than one
+    axes: tuple[str, ...] = ()
+    scales: tuple[tuple[str, int], ...] = ()
+    reason: str = ""  # why neurons, or a part of their axes, may not be reordered
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a parameter: its shape is viewed as ``shape``, of which ``ranges`` are taken."""
+
+    parameter_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        whole = zip(self.ranges, self.shape, strict=True)
+        return ", ".join(":" if r == (0, size) else f"{r[0]}:{r[1]}" for r, size in whole)
+
+    def view(self, values: Tensor) -> Tensor:
+        """The part (batch, *sizes of the ranges) of a parameter (batch, *shape); shares memory."""
+        part = values.view(len(values), *self.shape)
+        return part[(slice(None), *(slice(*r) for r in self.ranges))]
 
 
 @dataclass(frozen=True)
 class WeightBlock:
-    """One parameter as the edges from a ``source`` group to a ``target`` group.
+    """A parameter, or a part of one, as the edges from a ``source`` group to a ``target`` group.
 
-    ``pattern`` is the parameter's einops pattern over the axes ``out``, ``src`` and any number of
-    kernel axes, ``sizes`` the length of each, e.g. ``"out (src k0)"`` for a linear layer after a
-    flatten. A parameter without a ``src`` axis (a bias) starts at the constant neuron.
+    ``pattern`` is the parameter's einops pattern over axes that are called ``out*``, ``src*``,
+    ``blk*`` or ``k*``, with the length of each in ``sizes``, e.g. ``"out (src k0)"`` for a linear
+    layer after a flatten. A ``k`` axis is a kernel: parallel edges. A ``blk`` axis is shared by
+    both ends, as the channel of a depthwise convolution or the groups of a grouped one: there are
+    ``folds`` smaller blocks, which are kept in the batch axis. ``ends`` has the axes of the target
+    and of the source neurons in their groups' order. A parameter without ``src`` or ``blk`` axes
+    and with :data:`CONSTANT` as its source is a bias.
     """
 
     parameter: str
@@ -50,18 +106,32 @@ class WeightBlock:
     source: str
     pattern: str
     sizes: tuple[tuple[str, int], ...]
+    ends: tuple[str, str] = ("out", "src")
+    window: Window | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """The parameter's name, and the part of it where a parameter has several blocks."""
+        return f"{self.parameter}[{self.window}]" if self.window else self.parameter
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Number of target neurons, source neurons and kernel elements: (out, in, kernel)."""
-        sizes = dict(self.sizes)
-        out, source = sizes.pop("out", 1), sizes.pop("src", 1)
-        return out, source, prod(sizes.values())
+        """Number of target neurons, source neurons and kernel elements of each fold."""
+        out, source = (prod(self._size[name] for name in self._own(end)) for end in self.ends)
+        kernel = (size for name, size in self.sizes if name.startswith("k"))
+        return out, source, prod(kernel)
+
+    @cached_property
+    def folds(self) -> int:
+        """Number of blocks on the diagonal, 1 for all but grouped weights."""
+        return prod(size for name, size in self.sizes if name.startswith("blk"))
 
     @cached_property
     def parameter_shape(self) -> tuple[int, ...]:
         """Shape of the parameter itself."""
-        return tuple(parse_shape(self.pattern, dict(self.sizes)))
+        if self.window:
+            return self.window.parameter_shape
+        return tuple(parse_shape(self.pattern, self._size))
 
     @cached_property
     def is_vector(self) -> bool:
@@ -69,46 +139,104 @@ class WeightBlock:
         return self.source == CONSTANT
 
     @cached_property
+    def _size(self) -> dict[str, int]:
+        return dict(self.sizes)
+
+    def _own(self, end: str) -> list[str]:
+        """Axes of an end that the other end does not have."""
+        return [name for name in end.split() if name in self._size and not name.startswith("blk")]
+
+    @cached_property
+    def _blk(self) -> str:
+        return " ".join(name for name in self.ends[0].split() if name.startswith("blk"))
+
+    @cached_property
     def _edges(self) -> str:
-        names = [name for name, _ in self.sizes]
-        kernel = " ".join(name for name in names if name not in ("out", "src"))
-        return " ".join(name if name in names else "1" for name in ("out", "src")) + f" ({kernel})"
+        kernel = " ".join(name for name, _ in self.sizes if name.startswith("k"))
+        own = (" ".join(self._own(end)) for end in self.ends)
+        return f"(b {self._blk}) " + " ".join(f"({axes})" for axes in (*own, kernel))
 
     def pack(self, values: Tensor) -> Tensor:
-        """A parameter or gradient (batch, *shape) as edges (batch, out, in, kernel)."""
-        return rearrange(values, f"b {self.pattern} -> b {self._edges}", **dict(self.sizes))
+        """A parameter or gradient (batch, *shape) as edges (batch · folds, out, in, kernel)."""
+        part = self.window.view(values) if self.window else values
+        return rearrange(part, f"b {self.pattern} -> {self._edges}", **self._size)
 
     def unpack(self, edges: Tensor) -> Tensor:
-        """Edges (batch, out, in, kernel) as a parameter (batch, *shape); inverse of ``pack``."""
-        return rearrange(edges, f"b {self._edges} -> b {self.pattern}", **dict(self.sizes))
+        """Edges as the parameter (batch, *shape), or as the part of it; inverse of ``pack``."""
+        return rearrange(edges, f"{self._edges} -> b {self.pattern}", **self._size)
+
+    def fold(self, nodes: Tensor, end: int) -> Tensor:
+        """Target (0) or source (1) neurons (batch, nodes, ...) as (batch · folds, own nodes, ...).
+
+        As the edges are: each fold has the neurons that it connects.
+        """
+        if self.folds == 1:
+            return nodes
+        own = " ".join(self._own(self.ends[end]))
+        return rearrange(nodes, f"b ({self.ends[end]}) ... -> (b {self._blk}) ({own}) ...", **self._node_sizes(end))
+
+    def unfold(self, nodes: Tensor, end: int) -> Tensor:
+        """The inverse of :meth:`fold`."""
+        if self.folds == 1:
+            return nodes
+        own = " ".join(self._own(self.ends[end]))
+        return rearrange(nodes, f"(b {self._blk}) ({own}) ... -> b ({self.ends[end]}) ...", **self._node_sizes(end))
+
+    def _node_sizes(self, end: int) -> dict[str, int]:
+        return {name: self._size[name] for name in self.ends[end].split()}
 
 
 @dataclass(frozen=True)
 class WeightGraph:
     """The neuron groups and weight blocks of one network: frozen, hashable, without tensors.
 
+    ``axes`` and ``scales`` are those that groups name; a group that names none has its own.
+
     Raises:
-        ValueError: if two groups or blocks share a name, a block names an unknown group, or a
-            block's sizes differ from its groups'.
+        ValueError: if two groups, blocks, axes or scales share a name, a block names an unknown
+            group or a group an unknown axis or scale, or sizes differ.
     """
 
     groups: tuple[NeuronGroup, ...]
     blocks: tuple[WeightBlock, ...]
+    axes: tuple[Axis, ...] = ()
+    scales: tuple[Scale, ...] = ()
 
     def __post_init__(self) -> None:
         _require_unique("groups", [group.name for group in self.groups])
-        _require_unique("blocks", [block.parameter for block in self.blocks])
+        _require_unique("blocks", [block.name for block in self.blocks])
+        _require_unique("axes", [axis.name for axis in self.every_axis])
+        _require_unique("scales", [scale.name for scale in self.every_scale])
+        for group in self.groups:
+            self._check_group(group)
         for block in self.blocks:
-            for end, name, size in zip(
-                ("target", "source"), (block.target, block.source), block.shape, strict=False
-            ):
-                if name not in self.group:
-                    raise ValueError(f"{end} of block {block.parameter!r}: no group {name!r}")
-                if self.group[name].size != size:
-                    raise ValueError(
-                        f"{end} of block {block.parameter!r}: expected {self.group[name].size} "
-                        f"neurons of group {name!r}, got {size}"
-                    )
+            self._check_block(block)
+
+    def _check_group(self, group: NeuronGroup) -> None:
+        for what, names, known in (
+            ("axis", group.axes, self.axis),
+            ("scale", [name for name, _ in group.scales], self.scale),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"group {group.name!r}: no {what} {name!r}")
+        size = prod(self.axis[name].size for name in self.group_axes(group))
+        if size != group.size:
+            raise ValueError(
+                f"axes of group {group.name!r}: expected {group.size} neurons, got {size}"
+            )
+
+    def _check_block(self, block: WeightBlock) -> None:
+        out, source, _ = block.shape
+        for end, name, size in (("target", block.target, out), ("source", block.source, source)):
+            if name not in self.group:
+                raise ValueError(f"{end} of block {block.name!r}: no group {name!r}")
+            size = size if end == "source" and block.is_vector else size * block.folds
+            if self.group[name].size != size:
+                raise ValueError(
+                    f"{end} of block {block.name!r}: expected {self.group[name].size} "
+                    f"neurons of group {name!r}, got {size}"
+                )
 
     @classmethod
     def from_parameters(cls, shapes: Mapping[str, Iterable[int]]) -> "WeightGraph":
@@ -121,6 +249,48 @@ class WeightGraph:
     def group(self) -> dict[str, NeuronGroup]:
         """Groups by name."""
         return {group.name: group for group in self.groups}
+
+    @cached_property
+    def block(self) -> dict[str, WeightBlock]:
+        """Blocks by name."""
+        return {block.name: block for block in self.blocks}
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[WeightBlock, ...]]:
+        """The blocks of each parameter, in order."""
+        blocks: dict[str, tuple[WeightBlock, ...]] = {}
+        for block in self.blocks:
+            blocks[block.parameter] = (*blocks.get(block.parameter, ()), block)
+        return blocks
+
+    @cached_property
+    def every_axis(self) -> tuple[Axis, ...]:
+        """The named axes, and the one of each group that names none."""
+        own = (Axis(g.name, g.size, g.symmetry.permutes) for g in self.groups if not g.axes)
+        return (*self.axes, *own)
+
+    @cached_property
+    def every_scale(self) -> tuple[Scale, ...]:
+        """The named scales, and the one of each group that rescales or flips and names none."""
+        return (*self.scales, *(_own_scale(g) for g in self.groups if _owns_scale(g)))
+
+    @cached_property
+    def axis(self) -> dict[str, Axis]:
+        """Axes by name."""
+        return {axis.name: axis for axis in self.every_axis}
+
+    @cached_property
+    def scale(self) -> dict[str, Scale]:
+        """Scales by name."""
+        return {scale.name: scale for scale in self.every_scale}
+
+    def group_axes(self, group: NeuronGroup) -> tuple[str, ...]:
+        """Names of the axes whose product is a group's neurons, major first."""
+        return group.axes or (group.name,)
+
+    def group_scales(self, group: NeuronGroup) -> tuple[tuple[str, int], ...]:
+        """Names and powers of the scales whose product is a group's multipliers."""
+        return ((group.name, 1),) if _owns_scale(group) else group.scales
 
     @cached_property
     def incoming(self) -> dict[str, tuple[WeightBlock, ...]]:
@@ -154,23 +324,46 @@ class WeightGraph:
         return {name: max(count, 1) for name, count in counts.items()}
 
     @cached_property
+    def derived(self) -> dict[str, tuple[tuple[str, int], ...]]:
+        """Groups without incoming blocks whose multipliers are powers of other groups' ones.
+
+        By name, with the first group that has each multiplier and the power to raise it to:
+        queries over heads that share a key, squared activations, the output of an attention.
+        """
+        owners: dict[str, tuple[str, int]] = {}
+        for group in self.groups:
+            scales = self.group_scales(group)
+            if len(scales) == 1 and self.incoming[group.name] and abs(scales[0][1]) == 1:
+                owners.setdefault(scales[0][0], (group.name, scales[0][1]))
+        return {
+            group.name: tuple(
+                (owners[name][0], power * owners[name][1])
+                for name, power in self.group_scales(group)
+                if name in owners
+            )
+            for group in self.groups
+            if group.scales and not self.incoming[group.name]
+        }
+
+    @cached_property
     def sweep(self) -> tuple[tuple[str, tuple[WeightBlock, ...]], ...]:
         """Groups in forward order, each with the incoming blocks whose sources come before it."""
-        done = {g.name for g in self.groups if all(b.is_vector for b in self.incoming[g.name])}
-        steps = [(name, self.incoming[name]) for name in self.group if name in done]
-        while len(done) < len(self.groups):
-            name = self._next_group(done)
-            blocks = tuple(b for b in self.incoming[name] if b.source in done)
-            steps.append((name, blocks))
-            done.add(name)
-        return tuple(steps)
+        steps: dict[str, tuple[WeightBlock, ...]] = {}
+        while len(steps) < len(self.groups):
+            name = self._next_group(steps)
+            steps[name] = tuple(b for b in self.incoming[name] if b.source in steps)
+        return tuple(steps.items())
 
-    def _next_group(self, done: set[str]) -> str:
+    def _next_group(self, done: Mapping[str, object]) -> str:
+        """The first group, if any, that waits for none; or one that waits for as few as possible."""
         waiting = [name for name in self.group if name not in done]
 
         def missing(name: str) -> tuple[bool, int]:
+            if name in self.derived:
+                known = [owner in done for owner, _ in self.derived[name]]
+                return not all(known), known.count(False)
             known = [b.source in done for b in self.incoming[name] if not b.is_vector]
-            return not any(known), known.count(False)
+            return not any(known) and bool(known), known.count(False)
 
         return min(waiting, key=missing)
 
@@ -180,8 +373,19 @@ class WeightGraph:
         depth = dict.fromkeys(self.group, 0)
         for name, blocks in self.sweep:
             sources = [depth[b.source] for b in blocks if not b.is_vector and b.source != name]
+            sources += [depth[owner] - 1 for owner, _ in self.derived.get(name, ())]
             depth[name] = 1 + max(sources) if sources else 0
         return depth
+
+
+def _owns_scale(group: NeuronGroup) -> bool:
+    return not group.scales and not group.symmetry.scalar_free
+
+
+def _own_scale(group: NeuronGroup) -> Scale:
+    symmetry = group.symmetry
+    axes = () if symmetry.common else group.axes or (group.name,)
+    return Scale(group.name, axes, symmetry.flips, symmetry.rescales)
 
 
 def constant_group() -> NeuronGroup:
@@ -189,15 +393,17 @@ def constant_group() -> NeuronGroup:
     return NeuronGroup(CONSTANT, 1, Role.CONSTANT)
 
 
-def isolated(name: str, shape: tuple[int, ...]) -> tuple[list[NeuronGroup], WeightBlock]:
+def isolated(
+    name: str, shape: tuple[int, ...], *, reason: str = ""
+) -> tuple[list[NeuronGroup], WeightBlock]:
     """The fixed groups and the block of a parameter that nothing is known about."""
     axes = ["out", "src", *(f"k{i}" for i in range(len(shape) - 2))][: len(shape)]
     sizes = tuple(zip(axes, shape, strict=True))
     size = dict(sizes)
-    target = NeuronGroup(f"{name}:out", size.get("out", 1), Role.FIXED)
+    target = NeuronGroup(f"{name}:out", size.get("out", 1), Role.FIXED, reason=reason)
     if "src" not in size:
         return [target], WeightBlock(name, target.name, CONSTANT, " ".join(axes), sizes)
-    source = NeuronGroup(f"{name}:in", size["src"], Role.FIXED)
+    source = NeuronGroup(f"{name}:in", size["src"], Role.FIXED, reason=reason)
     return [source, target], WeightBlock(name, target.name, source.name, " ".join(axes), sizes)
 
 

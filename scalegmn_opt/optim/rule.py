@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.backbone import ScaleGMN
-from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack
+from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack, unpack
 from scalegmn_opt.heads import DeltaHead
 from scalegmn_opt.nn import ScaleInv
 from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
 from scalegmn_opt.pretrained import restore, save_weights
-from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged
+from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged, scale_ratio
 
 State = dict[str, dict[str, Tensor]]  # by parameter; see UpdateRule.init
 
@@ -104,7 +104,9 @@ class UpdateRule(nn.Module):
             input_rms: root mean square of the networks' inputs, a number or (batch,).
         """
         gauge = forward_sweep(graph, pack(graph, params), input_rms=input_rms)
-        return {block.parameter: _rest(block, gauge, params) for block in graph.blocks}
+        return {
+            name: _rest(params[name], blocks, gauge) for name, blocks in graph.parameters.items()
+        }
 
     def forward(
         self,
@@ -120,10 +122,9 @@ class UpdateRule(nn.Module):
             state: from :meth:`init` or the previous step.
         """
         state = {name: _advance(state[name], grad) for name, grad in grads.items()}
-        ratios = {name: _ratio(values) for name, values in state.items()}
+        ratios = _ratios(graph, state)
         directions = {
-            b.parameter: _directions(b, ratios[b.parameter], state[b.parameter])
-            for b in graph.blocks
+            b.name: _directions(b, ratios[b.name], state[b.parameter]) for b in graph.blocks
         }
         weights = {n: w / ratios[n] for n, w in pack(graph, params).items()}
         gradients = {n: g * ratios[n] for n, g in pack(graph, grads).items()}
@@ -132,20 +133,22 @@ class UpdateRule(nn.Module):
         free, terms = self.free(out), self._neuron_terms(out)
         updates = {}
         for block in graph.blocks:
-            ends = terms[block.target][0], terms[block.source][1]
+            ends = (terms[name][end] for end, name in enumerate((block.target, block.source)))
+            folded = (block.fold(x, end).transpose(1, 2) for end, x in enumerate(ends))
             edge = block.pack(free[block.parameter][:, 0])
-            step = self._combine(directions[block.parameter], edge, *ends)
-            step = step * self._step_length(state[block.parameter]["step"].to(step))
-            scaled = ratios[block.parameter] * step * step_scale(graph, block)
-            updates[block.parameter] = block.unpack(scaled)
-        return updates, state
+            step = self._combine(directions[block.name], edge, *folded)
+            length = self._step_length(state[block.parameter]["step"].to(step))
+            step = step * length.repeat_interleave(block.folds, 0)
+            updates[block.name] = ratios[block.name] * step * step_scale(graph, block)
+        return unpack(graph, updates), state
 
-    def _neuron_terms(self, out: WeightFeatures) -> dict[str, tuple[Tensor, Tensor]]:
+    def _neuron_terms(self, out: WeightFeatures) -> dict[str, tuple[Tensor, ...]]:
+        """Terms (batch, nodes, 1 + directions) of a neuron as target and as source, by group."""
         terms = {}
         for group in out.graph.groups:
             x = torch.cat(out.nodes[group.name], 2)
             term = self.neuron_terms(x, out.invariants[group.name], group.symmetry)
-            terms[group.name] = tuple(term.transpose(1, 2).chunk(2, 1))
+            terms[group.name] = term.chunk(2, 2)
         return terms
 
     def _combine(
@@ -178,13 +181,12 @@ def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
     return graph.fan_in[block.target] ** -0.5
 
 
-def _rest(block: WeightBlock, gauge: Gauge, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    p = params[block.parameter]
+def _rest(p: Tensor, blocks: tuple[WeightBlock, ...], gauge: Gauge) -> dict[str, Tensor]:
     return {
         "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
         **{key: torch.zeros_like(p) for key in ("fast", "slow", "square")},
-        "target": gauge.scales[block.target].clone(),
-        "source": gauge.scales[block.source].clone(),
+        "target": torch.cat([gauge.scales[block.target] for block in blocks], 1),
+        "source": torch.cat([gauge.scales[block.source] for block in blocks], 1),
     }
 
 
@@ -198,9 +200,17 @@ def _advance(state: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _ratio(state: dict[str, Tensor]) -> Tensor:
-    """``s_i / s_j`` (batch, out, in, 1)."""
-    return (state["target"][:, :, None] / state["source"][:, None, :]).unsqueeze(-1)
+def _ratios(graph: WeightGraph, state: State) -> dict[str, Tensor]:
+    """``s_i / s_j`` (batch · folds, out, in, 1) by block, from the gauge that the state keeps."""
+    ratios = {}
+    for name, blocks in graph.parameters.items():
+        ends = (
+            state[name][end].split([graph.group[getattr(b, end)].size for b in blocks], 1)
+            for end in ("target", "source")
+        )
+        for block, target, source in zip(blocks, *ends, strict=True):
+            ratios[block.name] = scale_ratio(block, target, source)
+    return ratios
 
 
 def _unbiased(state: dict[str, Tensor], key: str, decay: float) -> Tensor:
@@ -210,12 +220,12 @@ def _unbiased(state: dict[str, Tensor], key: str, decay: float) -> Tensor:
 
 
 def _directions(block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
-    """Descent directions (batch, out, in, kernel) in gauge coordinates."""
+    """Descent directions (batch · folds, out, in, kernel) in gauge coordinates."""
     square = block.pack(_unbiased(state, "square", SQUARE_DECAY))
     fast = -block.pack(_unbiased(state, "fast", FAST_DECAY))
     slow = -block.pack(_unbiased(state, "slow", SLOW_DECAY))
     relative = [relative_to_noise(momentum, square) for momentum in (fast, slow)]
-    return [*relative, whitened(fast * ratio)]
+    return [*relative, whitened(fast * ratio, folds=block.folds)]
 
 
 def _features(
@@ -228,12 +238,13 @@ def _features(
     """Gauge-fixed weights (+) and momenta (-) of edges; noise and time as neuron invariants."""
     edges, invariants = {}, {}
     for block in graph.blocks:
-        name = block.parameter
+        name = block.name
         plus = weights[name] * step_scale(graph, block) ** -0.5
         fast, slow, _ = directions[name]
-        minus = torch.stack([-unit_rms(gradients[name]).clamp(-5, 5), fast, slow], 1)
+        gradient = unit_rms(gradients[name], folds=block.folds).clamp(-5, 5)
+        minus = torch.stack([-gradient, fast, slow], 1)
         edges[name] = (plus.clamp(-5, 5).unsqueeze(1), minus)
-    first = next(iter(weights.values()))
+    first = next(iter(state.values()))["fast"]
     for group in graph.groups:
         blocks = graph.incoming[group.name]
         invariants[group.name] = _invariants(blocks, state, directions, first)
@@ -251,7 +262,7 @@ def _invariants(
     if not blocks:
         return like.new_zeros(len(like), 1, 2 + len(_TIME_SCALES))
     signal = [
-        sum(directions[b.parameter][k].square().mean((2, 3)) for b in blocks) / len(blocks)
+        sum(b.unfold(directions[b.name][k].square().mean((2, 3)), 0) for b in blocks) / len(blocks)
         for k in (0, 1)
     ]
     steps = state[blocks[0].parameter]["step"].to(like)

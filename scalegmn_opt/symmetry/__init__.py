@@ -1,6 +1,6 @@
 """What may be done to a network's parameters without changing its function."""
 
-from scalegmn_opt.symmetry.gauge import Gauge, forward_sweep, gauged
+from scalegmn_opt.symmetry.gauge import Gauge, forward_sweep, gauged, scale_ratio
 from scalegmn_opt.symmetry.transform import Transform, Verification, random_transform, verify
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "forward_sweep",
     "gauged",
     "random_transform",
+    "scale_ratio",
     "verify",
 ]

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from scalegmn_opt.graph import Role, WeightBlock, WeightGraph
+from scalegmn_opt.graph import NeuronGroup, Role, WeightBlock, WeightGraph
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,14 @@ class Gauge:
     scales: dict[str, Tensor]
 
     def ratio(self, block: WeightBlock) -> Tensor:
-        """``s_i / s_j`` (batch, out, in, 1) of a block's edges."""
-        target, source = self.scales[block.target], self.scales[block.source]
-        return (target[:, :, None] / source[:, None, :]).unsqueeze(-1)
+        """``s_i / s_j`` (batch · folds, out, in, 1) of a block's edges."""
+        return scale_ratio(block, self.scales[block.target], self.scales[block.source])
+
+
+def scale_ratio(block: WeightBlock, target: Tensor, source: Tensor) -> Tensor:
+    """``s_i / s_j`` (batch · folds, out, in, 1) of the scales (batch, nodes) at a block's ends."""
+    target, source = block.fold(target, 0), block.fold(source, 1)
+    return (target[:, :, None] / source[:, None, :]).unsqueeze(-1)
 
 
 def forward_sweep(
@@ -30,32 +35,56 @@ def forward_sweep(
 ) -> Gauge:
     """``s_i = ||(w_ij s_j)_j, b_i||`` from the inputs forward, with ``s = input_rms`` on inputs.
 
-    Where a group allows no positive scale the root mean square over the group stands for each of
-    its neurons. Neurons whose incoming weights are all zero get 1.
+    Where a group allows no positive scale, or one for all of its neurons, the root mean square over
+    the group stands for each of them. Neurons whose incoming weights are all zero get 1. A group
+    without incoming weights has the scales of those that its multipliers come from.
 
     Args:
         edges: packed parameters, by block (batch, out, in, kernel).
         input_rms: root mean square of the network's input, a number or (batch,).
     """
-    first = next(iter(edges.values()))
-    one = first.new_ones(len(first), 1)
-    rms = torch.as_tensor(input_rms, dtype=first.dtype, device=first.device).expand(len(first))
+    batch = len(edges[graph.blocks[0].name]) // graph.blocks[0].folds
+    one = edges[graph.blocks[0].name].new_ones(batch, 1)
+    rms = torch.as_tensor(input_rms, dtype=one.dtype, device=one.device).expand(batch)
     scales: dict[str, Tensor] = {}
     for name, blocks in graph.sweep:
         group = graph.group[name]
         if group.role is Role.INPUT:
             scales[name] = rms[:, None].expand(-1, group.size)
+        elif name in graph.derived:
+            scales[name] = _derived(graph, group, scales, one)
         elif not blocks:
             scales[name] = one.expand(-1, group.size)
         else:
-            square = sum(_incoming_power(edges[b.parameter], scales[b.source]) for b in blocks)
-            scales[name] = _scale(square, shared=not group.symmetry.rescales)
+            square = sum(_incoming_power(b, edges[b.name], scales[b.source]) for b in blocks)
+            shared = not group.symmetry.rescales or group.symmetry.common
+            scales[name] = _scale(square, shared=shared)
     return Gauge(scales)
 
 
-def _incoming_power(weights: Tensor, source: Tensor) -> Tensor:
-    """``Σ_jk (w_ijk s_j)²``, (batch, out)."""
-    return torch.einsum("boik,bi->bo", weights.square(), source.square())
+def _incoming_power(block: WeightBlock, weights: Tensor, source: Tensor) -> Tensor:
+    """``Σ_jk (w_ijk s_j)²``, (batch, nodes)."""
+    source = block.fold(source, 1)
+    return block.unfold(torch.einsum("boik,bi->bo", weights.square(), source.square()), 0)
+
+
+def _derived(
+    graph: WeightGraph, group: NeuronGroup, scales: dict[str, Tensor], one: Tensor
+) -> Tensor:
+    """Products of powers of other groups' scales, constant along the axes they do not have."""
+    names = graph.group_axes(group)
+    sizes = [graph.axis[name].size for name in names]
+    total = one.expand(-1, group.size).unflatten(1, sizes)
+    for owner, power in graph.derived[group.name]:
+        axes = graph.group_axes(graph.group[owner])
+        own = scales[owner].unflatten(1, [graph.axis[name].size for name in axes])
+        lost = tuple(1 + i for i, name in enumerate(axes) if name not in names)
+        own = own.square().mean(lost).sqrt() if lost else own
+        kept = [name for name in axes if name in names]
+        own = own.permute(0, *(1 + kept.index(name) for name in names if name in kept))
+        shape = [size if n in kept else 1 for n, size in zip(names, sizes, strict=True)]
+        total = total * own.reshape(-1, *shape) ** power
+    return total.flatten(1)
 
 
 def _scale(square: Tensor, *, shared: bool) -> Tensor:
@@ -67,5 +96,9 @@ def _scale(square: Tensor, *, shared: bool) -> Tensor:
 @lru_cache(maxsize=256)
 def gauged(graph: WeightGraph) -> WeightGraph:
     """The graph of gauge-fixed features: positive scales are gone, permutations and signs stay."""
-    groups = (replace(g, symmetry=replace(g.symmetry, rescales=False)) for g in graph.groups)
-    return WeightGraph(tuple(groups), graph.blocks)
+    groups = (
+        replace(g, symmetry=replace(g.symmetry, rescales=False, common=False))
+        for g in graph.groups
+    )
+    scales = (replace(scale, rescales=False, erased=False) for scale in graph.scales)
+    return WeightGraph(tuple(groups), graph.blocks, graph.axes, tuple(scales))
