@@ -18,16 +18,8 @@ from scalegmn_opt.backbone import Layer, ScaleGMN
 from scalegmn_opt.graph import WeightFeatures
 from scalegmn_opt.graph.pyg import features_from_pyg
 from scalegmn_opt.heads import DeltaHead
-from scalegmn_opt.nn import (
-    EdgeUpdate,
-    ScaleEq,
-    ScaleInv,
-    StreamLinear,
-    StreamNorm,
-    group_encodings,
-    kernel_positions,
-)
-from scalegmn_opt.nn.scale import exchange
+from scalegmn_opt.nn import EdgeUpdate, StreamLinear, group_encodings, kernel_positions
+from scalegmn_opt.nn.scale import ScaleEq, ScaleInv, StreamNorm, exchange
 
 
 class SparseScaleGMN(nn.Module):
@@ -66,11 +58,8 @@ class SparseScaleGMN(nn.Module):
         """What the dense model makes of each network alone, for any head."""
         out = self(data)
         networks = out.to_data_list() if isinstance(out, Batch) else [out]
-        streams = {
-            "node_features": (out.x.shape[1] // 2,) * 2,
-            "edge_features": (out.edge_attr.shape[1] // 2,) * 2,
-        }
-        return [features_from_pyg(network, **streams) for network in networks]
+        nodes, edges = ((rows.shape[1] // 2,) * 2 for rows in (out.x, out.edge_attr))
+        return [features_from_pyg(n, node_features=nodes, edge_features=edges) for n in networks]
 
     def _extra(self, data: Data) -> Tensor:
         """Encodings and invariant inputs (nodes, channels)."""

@@ -1,7 +1,8 @@
 """From what the rules found out to a weight graph: groups, blocks, and what ties them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -37,8 +38,8 @@ def build(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> WeightGrap
         graph = builder.graph()
         if not builder.misfits:
             return graph
-        for powers, dims in builder.misfits:
-            program.scales.hold(powers, dims) if dims else program.scales.forbid(powers)
+        for mend in builder.misfits:
+            mend()
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class _End:
 
     axes: tuple[int, ...]
     scale: Powers
+
+    @property
+    def repeats(self) -> bool:
+        """Whether an axis is there twice, as after two shuffles of channels."""
+        return len(set(self.axes)) < len(self.axes)
 
     @property
     def key(self) -> _Key:
@@ -60,7 +66,7 @@ class _Builder:
         self._groups: dict[_Key, NeuronGroup] = {}
         self._orders: dict[_Key, tuple[int, ...]] = {}
         self._within = _nesting(program)
-        self.misfits: list[tuple[Powers, list[Dim]]] = []
+        self.misfits: list[Callable[[], None]] = []  # what to give up, and to build again
 
     def graph(self) -> WeightGraph:
         blocks: list[WeightBlock] = []
@@ -68,6 +74,7 @@ class _Builder:
         for name, shape in self._shapes.items():
             found = self._blocks(name)
             if not found:
+                self._give_up(name)
                 groups, block = isolated(name, shape, reason=self._reason(name))
                 lone += groups
                 found = [block]
@@ -76,6 +83,12 @@ class _Builder:
         named = _Naming(self._axes, self._scales, self._groups, self._orders, self._within)
         groups = (constant_group(), *named.groups(), *lone)
         return WeightGraph(groups, tuple(blocks), named.axes(), named.scales())
+
+    def _give_up(self, name: str) -> None:
+        """A parameter that is no edges between groups stays as it is."""
+        value = self._program.parameters.get(name)
+        if value and (self._scales.resolve(value.scale) or any(map(self._axes.is_free, self._axes.atoms(value.dims)))):
+            self.misfits.append(lambda: self._program.give_up([value], "not edges between groups"))
 
     def _reason(self, name: str) -> str:
         value = self._program.parameters.get(name)
@@ -91,12 +104,7 @@ class _Builder:
         value = self._program.parameters[name]
         combinations = list(product(*(self._axes.pieces(dim) for dim in value.dims)))
         blocks = [self._block(value, pieces, places) for pieces in combinations]
-        if None in blocks:
-            return []
-        if len(blocks) > 1:
-            names = {block.name for block in blocks}
-            return blocks if len(names) == len(blocks) else []
-        return blocks
+        return [] if None in blocks else blocks
 
     def _block(
         self, value: Value, pieces: Sequence[Piece], places: Sequence[Place]
@@ -106,7 +114,7 @@ class _Builder:
         weight = self._under(value.scale, path)
         for place in places:
             ends = self._ends(place, atoms, path, weight)
-            if ends is not None:
+            if ends is not None and not any(end and end.repeats for end in ends):
                 return self._make(value, pieces, place, ends)
         return None
 
@@ -156,7 +164,8 @@ class _Builder:
         carried = {a for i in scale for a in self._scales.axes(i)}
         for i in scale:
             if extra := self._scales.axes(i) - set(own):
-                self.misfits.append(({i: 1}, [(axis,) for axis in sorted(extra)]))
+                dims = [(axis,) for axis in sorted(extra)]
+                self.misfits.append(partial(self._scales.hold, {i: 1}, dims))
         neurons = [a for a in own if a in carried or self._is_neuron(a)]
         kept = neurons if any(self._axes.is_free(a) or a in carried for a in neurons) else own
         return _End(tuple(kept), scale)
@@ -241,7 +250,7 @@ class _Builder:
             if len(powers) == 1 and abs(powers[0][1]) == 1 and group.name in targets
         }
         used = {i for _, powers in self._groups for i, _ in powers}
-        self.misfits += [({i: 1}, []) for i in sorted(used - owned)]
+        self.misfits += [partial(self._scales.forbid, {i: 1}) for i in sorted(used - owned)]
 
 
 _Windowed = tuple[Window | None, list[list[int]], list[int]]

@@ -29,9 +29,8 @@ def to_pyg(
         - ``edge_attr`` (edges, 1 or 2): weight and, with ``grads``, gradient, in their own dtype
         - of nodes, (nodes,): ``group``, ``neuron`` (its index there), ``role`` (index in
           :class:`Role`), ``permutes``, ``flips``, ``rescales``, ``common``, ``fan_in``, ``fan_out``
-        - of edges, (edges,): ``block``, ``kernel`` (its element), ``kernel_size``, ``bias`` and the
-          number of the block's edges with the same target and source, ``block_fan_in`` and
-          ``block_fan_out``
+        - of edges, (edges,): ``block``, ``kernel`` (its element), ``kernel_size``, ``bias``,
+          ``block_fan_in`` and ``block_fan_out`` (the block's edges with the same target, source)
         - ``x`` and ``invariants`` (nodes, 0); ``graph``: the ``WeightGraph`` itself
 
     Raises:

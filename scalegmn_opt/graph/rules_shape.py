@@ -88,6 +88,8 @@ def take(program: Program, value: Value, dim: int, start: int, stop: int) -> Val
     size = program.axes.size(whole)
     if (start, stop) == (0, size):
         return value
+    if start == stop:
+        return program.constant([program.axes.size(d) if i != dim else 0 for i, d in enumerate(value.dims)], "empty")
     if not _is_neurons(program, whole) and not value.parameter:
         program.hold(value, [whole])
         part: Dim = (program.axes.new(stop - start, fixed=POSITIONS),)
@@ -119,17 +121,16 @@ def slice_(program: Program, node: Node) -> Value:
     size = program.axes.size(x.dims[dim])
     bounds = (argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1))
     start, stop, step = slice(*bounds).indices(size)
-    if step != 1:
-        return _every(program, x, dim, shape_of(node), step)
-    return take(program, x, dim, start, max(start, stop))
-
-
-def _every(
-    program: Program, value: Value, dim: int, shape: Sequence[int], step: int
-) -> Value:
-    """Every ``step``-th element, as of channels that are rotated in pairs: nothing is claimed."""
-    program.give_up([value], f"every {step}th element is taken")
-    return program.constant(shape, "strided slice")
+    if step == 1:
+        return take(program, x, dim, start, max(start, stop))
+    dim, count = dim % len(x.dims), shape_of(node)[dim]
+    if size == count * step and start < step:  # channels that are rotated in pairs
+        parts = program.reshape(x, (x.dims[dim],), (count, step))
+        pairs = replace(x, dims=(*x.dims[:dim], *parts, *x.dims[dim + 1 :]))
+        return _element(program, pairs, dim + 1, start)
+    program.hold(x, [x.dims[dim]], f"every {step}. element is taken")
+    fresh = (program.axes.new(count, fixed=POSITIONS),)
+    return Value((*x.dims[:dim], fresh, *x.dims[dim + 1 :]), program.scales.resolve(x.scale))
 
 
 def select(program: Program, node: Node) -> Value:
@@ -172,9 +173,12 @@ def getitem(program: Program, node: Node) -> Value:
 
 def cat(program: Program, node: Node) -> Value:
     """Neurons that follow one another, or more positions."""
-    values = [program.value(argument) for argument in node.args[0]]
-    values = [v for v in values if program.axes.size(v.dims[0]) or len(v.dims) > 1]
-    dim, shape = argument(node, 1, "dim", 0) % len(shape_of(node)), shape_of(node)
+    shape = shape_of(node)
+    dim = argument(node, 1, "dim", 0) % len(shape)
+    every = [program.value(argument) for argument in node.args[0]]
+    values = [v for v in every if all(map(program.axes.size, v.dims))]  # none that are empty
+    if len(values) <= 1:
+        return values[0] if values else every[0]
     others = [replace(v, dims=(*v.dims[:dim], *v.dims[dim + 1 :])) for v in values]
     rest = program.broadcast(others, (*shape[:dim], *shape[dim + 1 :]))
     joined = [v.dims[dim] for v in values]

@@ -94,7 +94,8 @@ class _Propagation:
                 self.program.give_up(self.program.inputs(node), "output")
             elif node.op == "call_function":
                 self._call(node)
-        self._report_unplaced()
+        self._hold_unplaced()
+        self._hold_repeated()
 
     def _enter(self, node: Node, parameter: str, kind: str) -> None:
         if not isinstance(node.meta.get("val"), Tensor):
@@ -142,7 +143,24 @@ class _Propagation:
         if any(value.parameter for value in inputs) or any(facts(axis).produced for axis in axes):
             self.unknown.setdefault(str(node.target), (_source_line(node), reason))
 
-    def _report_unplaced(self) -> None:
+    def _hold_repeated(self) -> None:
+        """Multipliers must not depend on an axis that a tensor has twice.
+
+        A product of multipliers does not say which index each is for. A parameter may have an axis
+        twice if it is edges, whose ends say that; but not if it is read in two ways.
+        """
+        program = self.program
+        for value in program.every_value():
+            places = program.places.get(value.parameter, [])
+            if value.parameter and len(places) < 2:
+                continue
+            atoms = [a for dim in value.dims for a in program.axes.atoms([dim])]
+            twice = [(axis,) for axis in set(atoms) if atoms.count(axis) > 1]
+            if twice:
+                for scale in (value.scale, *(place.source_scale for place in places)):
+                    program.scales.hold(scale, twice)
+
+    def _hold_unplaced(self) -> None:
         """A parameter that was only read by unknown operators stays as it is."""
         for name, value in self.program.parameters.items():
             if name not in self.program.places:

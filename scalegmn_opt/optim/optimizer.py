@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -194,7 +195,7 @@ class LearnedOptimizer(Optimizer):
 
 def _extend(graph: WeightGraph | None, parameters: dict[str, Tensor]) -> WeightGraph:
     """``graph`` with isolated blocks for parameters that it does not have, and no empty ones."""
-    known = {block.parameter for block in graph.blocks} if graph else set()
+    known = set(graph.parameters) if graph else set()
     rest = WeightGraph.from_parameters(
         {name: p.shape for name, p in parameters.items() if name not in known and p.numel() > 0}
     )
@@ -203,12 +204,12 @@ def _extend(graph: WeightGraph | None, parameters: dict[str, Tensor]) -> WeightG
     graph = _without_empty(graph)
     groups: list[NeuronGroup] = [g for g in rest.groups if g.name not in graph.group]
     blocks: tuple[WeightBlock, ...] = rest.blocks
-    return WeightGraph((*graph.groups, *groups), (*graph.blocks, *blocks))
+    return replace(graph, groups=(*graph.groups, *groups), blocks=(*graph.blocks, *blocks))
 
 
 def _without_empty(graph: WeightGraph) -> WeightGraph:
-    blocks = tuple(block for block in graph.blocks if 0 not in block.shape)
-    return WeightGraph(tuple(group for group in graph.groups if group.size > 0), blocks)
+    blocks = tuple(b for b in graph.blocks if 0 not in b.parameter_shape)
+    return replace(graph, groups=tuple(g for g in graph.groups if g.size > 0), blocks=blocks)
 
 
 def _check_gradient(name: str, p: Tensor) -> None:

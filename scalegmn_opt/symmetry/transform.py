@@ -200,17 +200,20 @@ def verify(
 
     def outputs(spread: float) -> list[Tensor]:
         acted = random_transform(graph, generator, spread=spread, erased=_ERASED).apply(params)
-        state = {name: value[0] for name, value in acted.items()}
-        return _outputs(torch.func.functional_call(module, state, inputs))
+        return evaluate({name: value[0] for name, value in acted.items()})
 
-    with torch.no_grad(), _Exact():
-        expected = _outputs(module(*inputs))
-        if any(scale.erased for scale in graph.scales):
-            expected = outputs(spread=0.0)
-        errors = []
-        for _ in range(trials):
-            pairs = zip(outputs(spread=0.5), expected, strict=True)
-            errors += [_relative_error(a, b) for a, b in pairs]
+    def evaluate(state: dict[str, Tensor]) -> list[Tensor]:
+        fresh = copy.deepcopy(module)  # some modules keep what they have computed once
+        with torch.no_grad(), _Exact():
+            return _outputs(torch.func.functional_call(fresh, state, inputs))
+
+    expected = evaluate({})
+    if any(scale.erased for scale in graph.scales):
+        expected = outputs(spread=0.0)
+    errors = []
+    for _ in range(trials):
+        pairs = zip(outputs(spread=0.5), expected, strict=True)
+        errors += [_relative_error(a, b) for a, b in pairs]
     return Verification(max(errors, default=0.0), tolerance)
 
 
@@ -220,7 +223,8 @@ class _Exact(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        args, kwargs = tree_map(_not_lower, (args, kwargs or {}))
+        args = tuple(map(_not_lower, args))
+        kwargs = {name: _not_lower(value) for name, value in (kwargs or {}).items()}
         if func is torch.Tensor.float:
             func = torch.Tensor.double
         if func is F.batch_norm:

@@ -403,8 +403,8 @@ class ShuffleBlock(nn.Module):
 
 @_case(classify)
 def shufflenet() -> Built:
-    blocks = ShuffleBlock(6, 8, 2), ShuffleBlock(6, 12, 2)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), *blocks, *_pooled(6)), (torch.randn(4, 3, 13, 11),)
+    blocks = ShuffleBlock(6, 8, 2), nn.Conv2d(6, 9, 3), nn.ReLU(), ShuffleBlock(9, 18, 3)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), *blocks, *_pooled(9)), (torch.randn(4, 3, 13, 11),)
 
 
 class SqueezeExcite(nn.Module):
