@@ -257,7 +257,9 @@ def _with_summaries(
 ) -> dict[str, Tensor]:
     """``extra`` with the mean edge invariants of each neuron's incoming and outgoing edges."""
     channels = next(iter(products.values())).shape[1]
-    ends: tuple[dict[str, list[Tensor]], ...] = tuple({name: [] for name in extra} for _ in range(2))
+    ends: tuple[dict[str, list[Tensor]], ...] = tuple(
+        {name: [] for name in extra} for _ in range(2)
+    )
     for block in graph.blocks:
         for end, name in enumerate((block.target, block.source)):
             mean = products[block.name].mean((3 - end, 4)).transpose(1, 2)

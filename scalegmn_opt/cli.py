@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from scalegmn_opt.editors.training import EditorRecipe
+    from scalegmn_opt.graph import WeightGraph
     from scalegmn_opt.inr import INRStore
     from scalegmn_opt.meta.recipe import TrainerOptions
 
@@ -166,23 +167,38 @@ def info(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|FILE",
-            help="package.module:factory that returns (module, example_inputs), a store, weights "
-            "or a recipe.",
+            metavar="MODEL|FILE|symmetries",
+            help="package.module:factory that returns (module, example_inputs), a store, weights, "
+            "a recipe, or symmetries: what is claimed for each operator and activation.",
         ),
     ],
+    *,
+    plot: Annotated[Path | None, typer.Option(help="Draw the model's graph: a PNG.")] = None,
 ) -> None:
-    """Describe a model's weight graph, stored networks, weights or a recipe."""
+    """Describe a model's weight graph, stored networks, weights, a recipe or all symmetries."""
     from rich.console import Console
 
     from scalegmn_opt.info import describe
 
+    if plot and not plot.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--plot must lie in an existing folder, got {plot}")
     description = describe(subject)
     console = Console(highlight=False, soft_wrap=True)
     for part in description.parts:
         console.print(part)
+    if plot:
+        _draw(description.graph, subject, plot)
     if not description.ok:
         raise typer.Exit(1)
+
+
+def _draw(graph: "WeightGraph | None", subject: str, path: Path) -> None:
+    from scalegmn_opt.graph_figure import draw_graph
+
+    if graph is None:
+        raise ValueError(f"--plot: expected a model, package.module:factory, got {subject!r}")
+    draw_graph(graph, title=subject).savefig(path, dpi=150)
+    typer.echo(f"graph: {path}")
 
 
 def _check_processes(accelerator: "Accelerator", processes: int | None) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from math import prod
@@ -19,14 +19,18 @@ from torch import nn
 from scalegmn_opt import pretrained
 from scalegmn_opt.editors import EditRecipe
 from scalegmn_opt.editors.training import EditorRecipe
-from scalegmn_opt.graph import Role, Symmetry, TraceWarning, WeightBlock, WeightGraph, trace
+from scalegmn_opt.graph import TraceWarning, WeightGraph, trace
+from scalegmn_opt.info_model import block_table, group_table, summary
+from scalegmn_opt.info_symmetries import symmetry_tables
 from scalegmn_opt.inr import INRStore
 from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import choice_message, load_recipe, packaged_recipes
 from scalegmn_opt.symmetry import verify
+from scalegmn_opt.tables import new_table, times
 
 _RECIPES: Mapping[str, type[BaseModel]] = {"rule": RuleRecipe, "editor": EditorRecipe}
 _CARDS = (".md", ".json")
+SYMMETRIES = "symmetries"  # the subject that stands for the table of all rules
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,13 @@ class Description:
 
     parts: tuple[Table | str, ...]
     ok: bool = True
+    graph: WeightGraph | None = None  # of a model
 
 
 def describe(subject: str) -> Description:
     """Describe `package.module:factory`, a file, or packaged weights or recipes by name.
 
-    A factory takes no argument and returns `(module, example_inputs)`.
+    `symmetries` is what is claimed for each operator and activation. A factory takes no argument and returns `(module, example_inputs)`.
 
     Raises:
         FileNotFoundError: nothing has this name.
@@ -50,6 +55,8 @@ def describe(subject: str) -> Description:
     path = Path(subject)
     if path.is_file():
         return _tensors(path) if path.suffix == ".safetensors" else _recipe(subject)
+    if subject == SYMMETRIES:
+        return Description(symmetry_tables())
     if ":" in subject:
         return _model(subject)
     if subject in pretrained.available():
@@ -57,7 +64,7 @@ def describe(subject: str) -> Description:
             return _tensors(packaged)
     if subject.removesuffix(".yaml") in packaged_recipes():
         return _recipe(subject)
-    known = [*pretrained.available(), *packaged_recipes()]
+    known = [SYMMETRIES, *pretrained.available(), *packaged_recipes()]
     raise FileNotFoundError(
         "expected a file, package.module:factory, or a packaged name: "
         + choice_message("name", subject, known)
@@ -71,14 +78,13 @@ def _model(subject: str) -> Description:
         graph = trace(module, inputs)
     notes = [escape(f"note: {warning.message}") for warning in caught]
     verification = verify(module, graph, inputs)
-    reached = sum(_size(block) for block in graph.blocks if _is_understood(graph, block))
-    total = sum(_size(block) for block in graph.blocks)
-    lines = [
-        f"parameters: {total}, of which the tracer understood {reached} ({_share(reached, total)})",
+    check = (
         f"check: {'passed' if verification.ok else 'FAILED'}: random symmetries change the outputs "
-        f"by {verification.error:.1e} (relative; tolerance {verification.tolerance:.0e})",
-    ]
-    return Description((_groups(graph), _blocks(graph), *notes, *lines), verification.ok)
+        f"by {verification.error:.1e} (relative; tolerance {verification.tolerance:.0e})"
+    )
+    lines = map(escape, summary(graph, sum(p.numel() for p in module.parameters())))
+    parts = (group_table(graph), block_table(graph), *notes, *lines, check)
+    return Description(parts, verification.ok, graph)
 
 
 def _made(subject: str) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -99,22 +105,6 @@ def _made(subject: str) -> tuple[nn.Module, tuple[Any, ...]]:
             f"model {subject!r}: expected (module, example_inputs), got {type(made).__name__}"
         )
     return made
-
-
-def _groups(graph: WeightGraph) -> Table:
-    rows = (
-        (group.name, group.size, group.role, _yes(group.symmetry.permutes), _scale(group.symmetry))
-        for group in graph.groups
-    )
-    return _table("neuron groups", ("name", "size", "role", "permutes", "scale"), rows)
-
-
-def _blocks(graph: WeightGraph) -> Table:
-    rows = (
-        (block.parameter, _times(block.parameter_shape), f"{block.target} <- {block.source}")
-        for block in graph.blocks
-    )
-    return _table("weight blocks", ("parameter", "shape", "target <- source"), rows)
 
 
 def _tensors(path: Path) -> Description:
@@ -146,7 +136,7 @@ def _store(path: Path, store: INRStore) -> Description:
         "layers": "-".join(map(str, store.spec.layer_sizes)),
         "w0": f"{store.spec.w0:g}",
         "parameters of each": sum(map(prod, store.spec.parameter_shapes.values())),
-        "image size": _times(store.image_size),
+        "image size": times(store.image_size),
         "PSNR": f"mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB",
         "names": ", ".join(store.names[:4]) + (", ..." if len(store) > 4 else ""),
     }
@@ -170,44 +160,4 @@ def _recipe(subject: str) -> Description:
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> Table:
-    return _table(title, ("", ""), facts.items())
-
-
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    return table
-
-
-def _scale(symmetry: Symmetry) -> str:
-    """Which multipliers ``q`` a neuron may have besides 1."""
-    names = {
-        (False, False): "none",
-        (True, False): "sign",
-        (False, True): "positive",
-        (True, True): "any",
-    }
-    return names[symmetry.flips, symmetry.rescales]
-
-
-def _is_understood(graph: WeightGraph, block: WeightBlock) -> bool:
-    return graph.group[block.target].role is not Role.FIXED
-
-
-def _size(block: WeightBlock) -> int:
-    return prod(block.shape)
-
-
-def _times(sizes: Iterable[int]) -> str:
-    return " x ".join(map(str, sizes)) or "scalar"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "none"
+    return new_table(title, ("", ""), facts.items())

@@ -1,5 +1,6 @@
 """The weight graph of a network: which neurons there are, and what may be done to them."""
 
+from scalegmn_opt.graph.blocks import CONSTANT, WeightBlock, Window
 from scalegmn_opt.graph.features import Pair, WeightFeatures, pack, stack_parameters, unpack
 from scalegmn_opt.graph.groups import (
     ACTIVATIONS,
@@ -13,16 +14,7 @@ from scalegmn_opt.graph.groups import (
 )
 from scalegmn_opt.graph.pyg import from_pyg, to_pyg
 from scalegmn_opt.graph.trace import TraceWarning, trace
-from scalegmn_opt.graph.weight_graph import (
-    CONSTANT,
-    Axis,
-    NeuronGroup,
-    Role,
-    Scale,
-    WeightBlock,
-    WeightGraph,
-    Window,
-)
+from scalegmn_opt.graph.weight_graph import Axis, NeuronGroup, Role, Scale, WeightGraph
 
 __all__ = [
     "ACTIVATIONS",

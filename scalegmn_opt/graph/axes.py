@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 Dim = tuple[int, ...]  # one tensor dimension as a product of axes, major first
@@ -164,7 +164,7 @@ class AxisTable:
             return (axis,)
         if root not in self._terms:
             bounds = sorted({0, start, stop, size})
-            sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+            sizes = [b - a for a, b in pairwise(bounds)]
             self._terms[root] = tuple(self._new_like(root, size) for size in sizes)
         found: list[Dim] = []
         offset = 0
@@ -178,11 +178,6 @@ class AxisTable:
                 found.append(part)
             offset += length
         return found[0] if len(found) == 1 else self.concatenate(found)
-
-    def cut_evenly(self, axis: int) -> None:
-        """Make an axis a sum of single elements."""
-        for i in range(self.facts(axis).size):
-            self._take_axis(axis, i, i + 1)
 
     def unite(self, first: Dim, second: Dim) -> bool:
         """Say that two dimensions of equal length run over the same neurons in the same order.
@@ -220,16 +215,16 @@ class AxisTable:
         if a == b:
             return True
         terms = [self._terms[axis] for axis in (a, b) if axis in self._terms]
-        fixed = self.facts(a).fixed or self.facts(b).fixed
-        self._parent[b] = a
         mine, other = self._facts[a], self._facts[b]
-        mine.produced |= other.produced
-        mine.apart |= other.apart
-        if len(terms) == 1:
-            self._terms[a] = terms[0]
+        self._parent[b] = a
         if terms:
-            self.fix([(a,)], fixed) if fixed else None
-        mine.fixed = fixed
+            self._terms[a] = terms[0]
+        if mine.produced or other.produced:
+            self.produce([(a,)])
+        if mine.fixed or other.fixed:
+            self.fix([(a,)], mine.fixed or other.fixed)
+        for axis in self._with_terms([(a,)]):
+            self.facts(axis).apart |= other.apart
         return self._align(*terms) if len(terms) == 2 else True
 
     def _align(self, first: Dim, second: Dim) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +30,6 @@ class Symmetry:
     def scalar_free(self) -> bool:
         """Whether ``q = 1`` only: adding a constant to a neuron's features is allowed."""
         return not (self.flips or self.rescales)
-
-    def meet(self, other: "Symmetry") -> "Symmetry":
-        """The elements that both symmetries allow."""
-        return Symmetry(
-            self.permutes and other.permutes,
-            self.flips and other.flips,
-            self.rescales and other.rescales,
-        )
 
     def canon(self, x: Tensor) -> Tensor:
         """``x`` (..., nodes, channels) without its positive scale: ``x / ||x||`` if there is one.
@@ -117,8 +108,3 @@ ACTIVATIONS: dict[str, tuple[Symmetry, Callable[[Tensor, float], Tensor]]] = {
     "cos": (PERMUTATION, _scaled(torch.cos)),
     "exp": (PERMUTATION, _scaled(torch.exp)),
 }
-
-
-def common_symmetry(symmetries: list[Symmetry]) -> Symmetry:
-    """The meet of ``symmetries``; everything (``q != 0``) if there is none."""
-    return reduce(Symmetry.meet, symmetries, NONZERO_SCALE)

@@ -26,8 +26,9 @@ class Place:
     """Where a parameter lies: at ``target`` neurons and, if it is edges, from ``source`` ones."""
 
     target: Dim
-    source: Dim | None
-    source_scale: Powers
+    source: Dim | None = None
+    source_scale: Powers = field(default_factory=dict)
+    target_scale: Powers = field(default_factory=dict)  # when it was read, for a second time
 
 
 class NoRuleError(Exception):
@@ -92,17 +93,14 @@ class Program:
         self.axes.fix(dims, reason)
         self.scales.hold(value.scale, dims)
 
-    def place(
-        self, value: Value, target: Dim, source: Dim | None = None, scale: Powers | None = None
-    ) -> None:
+    def place(self, value: Value, place: Place) -> None:
         """Record where a parameter lies; of several places the first that fits is used."""
         if value.parameter:
-            place = Place(target, source, scale or {})
             self.places.setdefault(value.parameter, []).append(place)
 
     def place_vector(self, value: Value) -> None:
         """Record a parameter that is numbers on neurons, not edges."""
-        self.place(value, tuple(axis for dim in value.dims for axis in dim))
+        self.place(value, Place(tuple(axis for dim in value.dims for axis in dim)))
 
     def broadcast(self, values: Sequence[Value], shape: Sequence[int]) -> Dims:
         """The axes of an elementwise function of ``values``, which are the same neurons."""
@@ -130,7 +128,7 @@ class Program:
         for value, other in ((first, second), (second, first)):
             if not other.parameter:
                 own = tuple(axis for dim in value.dims for axis in dim)
-                self.place(value, own, own, other.scale)
+                self.place(value, Place(own, own, other.scale))
             else:
                 self.place_vector(value)
         return Value(dims, self.scales.times(first.scale, second.scale))
@@ -163,32 +161,43 @@ class Program:
         product = self.scales.times(*(value.scale for value in values))
         weight = max((i for i, value in enumerate(values) if value.parameter), default=None)
         for i, value in enumerate(values):
-            if i == weight and len(values) > 1:
-                others = [v for j, v in enumerate(values) if j != i]
-                known = {n for j, names in enumerate(labels) if j != i for n in names}
-                self._place_edges(value, labels[i], known=known, output=output, others=others)
-            else:
+            if i != weight or len(values) == 1:
                 self.place_vector(value)
+        result = tuple(dims[name] for name in output)
+        if weight is None or len(values) == 1:
+            return Value(result, self.scales.summed(product, over))
+        others = [v for i, v in enumerate(values) if i != weight]
+        incoming = self.scales.times(*(other.scale for other in others))
+        again = self._place_again(values[weight], incoming)
+        if again is not None:
+            return Value(result, again)
         scale = self.scales.summed(product, over)
-        return Value(tuple(dims[name] for name in output), scale)
-
-    def _place_edges(
-        self,
-        value: Value,
-        labels: Sequence[str],
-        *,
-        known: set[str],
-        output: Sequence[str],
-        others: Sequence[Value],
-    ) -> None:
-        own = dict(zip(labels, value.dims, strict=True))
+        known = {n for i, names in enumerate(labels) if i != weight for n in names}
+        own = dict(zip(labels[weight], values[weight].dims, strict=True))
         shared = [dim for name, dim in own.items() if name in output and name in known]
         target = [dim for name, dim in own.items() if name in output and name not in known]
         source = [dim for name, dim in own.items() if name not in output and name[0] != "k"]
         self.axes.produce(target)
         ends = (tuple(a for dim in (*shared, *end) for a in dim) for end in (target, source))
-        scale = self.scales.times(*(other.scale for other in others))
-        self.place(value, *ends, scale)
+        self.place(values[weight], Place(*ends, incoming, scale))
+        return Value(result, scale)
+
+    def _place_again(self, value: Value, incoming: Powers) -> Powers | None:
+        """The multiplier behind a square weight that is applied a second time to its own output.
+
+        A product of multipliers does not say which index of an axis that is there twice each is
+        for; the ends of its first use do.
+        """
+        places = self.places.get(value.parameter, [])
+        if len(places) != 1 or places[0].source is None or not self.repeated(value):
+            return None
+        self.scales.equate(places[0].source_scale, incoming)
+        return self.scales.resolve(places[0].target_scale)
+
+    def repeated(self, value: Value) -> list[Dim]:
+        """The axes that a tensor has in two dimensions."""
+        atoms = [a for dim in value.dims for a in self.axes.atoms([dim])]
+        return [(axis,) for axis in sorted(set(atoms)) if atoms.count(axis) > 1]
 
     def activate(self, value: Value, activation: Activation) -> Value:
         """An elementwise activation, with the symmetry that it allows."""
@@ -199,9 +208,7 @@ class Program:
 
     def allow(self, value: Value, symmetry: Symmetry) -> None:
         """Restrict the multiplier to signs, to positive numbers or to 1."""
-        self.scales.forbid(
-            value.scale, flips=not symmetry.flips, rescales=not symmetry.rescales
-        )
+        self.scales.forbid(value.scale, flips=not symmetry.flips, rescales=not symmetry.rescales)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scalegmn_opt.graph.groups import NONZERO_SCALE, PERMUTATION, POSITIVE_SCALE, SIGN
+from scalegmn_opt.graph.groups import NONZERO_SCALE, PERMUTATION, SIGN
 from scalegmn_opt.graph.program import Rule
 from scalegmn_opt.graph.rules_linear import (
     addmm,
@@ -136,8 +136,10 @@ _TABLE: dict[Rule, tuple[str, ...]] = {
         *(f"upsample_{kind}" for kind in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
         "_upsample_bilinear2d_aa",
     ),
-    view: ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "reshape_as",
-        "view_as"),
+    view: (
+        *("view", "view_as", "_unsafe_view", "reshape", "reshape_as", "flatten", "unflatten"),
+        *("squeeze", "unsqueeze"),
+    ),
     transparent: (
         *("dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone"),
         *("detach", "detach_", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"),
@@ -173,10 +175,12 @@ RULES: dict[Any, Rule] = {
     **{getattr(aten, name): activation(kind) for name, kind in _ACTIVATIONS.items()},
     **{getattr(aten, f"{name}_"): activation(name) for name in ("relu", "tanh")},
     **{getattr(aten, f"conv{n}d"): convolution(n) for n in (1, 2, 3)},
+    **{getattr(aten, f"conv_transpose{n}d"): convolution(n, transposed=True) for n in (1, 2, 3)},
     **{
-        getattr(aten, f"conv_transpose{n}d"): convolution(n, transposed=True) for n in (1, 2, 3)
+        getattr(aten, f"{kind}_pool{n}d"): pooling(n)
+        for kind in ("avg", "adaptive_avg")
+        for n in (1, 2, 3)
     },
-    **{getattr(aten, f"{kind}_pool{n}d"): pooling(n) for kind in ("avg", "adaptive_avg") for n in (1, 2, 3)},
     **{
         getattr(aten, f"{kind}_pool{n}d"): pooling(n, largest=True)
         for kind in ("max", "adaptive_max")

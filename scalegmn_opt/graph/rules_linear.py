@@ -6,7 +6,7 @@ from typing import Any
 from torch.fx import Node
 
 from scalegmn_opt.graph.axes import POSITIONS
-from scalegmn_opt.graph.program import NoRuleError, Program, Rule, Value, argument, shape_of
+from scalegmn_opt.graph.program import NoRuleError, Place, Program, Rule, Value, argument, shape_of
 
 _BATCH = tuple(f"b{i}" for i in range(12))
 
@@ -128,7 +128,7 @@ def embedding(program: Program, node: Node) -> Value:
     table, index = program.value(node.args[0]), program.value(node.args[1])
     program.hold(table, [table.dims[0]], "input")
     program.axes.produce([table.dims[1]])
-    program.place(table, table.dims[1], table.dims[0])
+    program.place(table, Place(table.dims[1], table.dims[0]))
     return Value((*index.dims, table.dims[1]), program.scales.resolve(table.scale))
 
 
@@ -182,9 +182,9 @@ def recurrent(program: Program, node: Node) -> list[Value | None]:
             gates = program.contract([x, from_input], labels, (*labels[0][:-1], "o"))
             program.give_up([gates], reason)
         else:
-            program.place(from_input, from_input.dims[0], from_input.dims[1])
+            program.place(from_input, Place(*from_input.dims))
             program.give_up([from_input], reason)
-        program.place(from_hidden, from_hidden.dims[0], from_hidden.dims[1])
+        program.place(from_hidden, Place(*from_hidden.dims))
         program.axes.unite(from_hidden.dims[0], from_input.dims[0])
         for bias in biases:
             program.axes.unite(bias.dims[0], from_input.dims[0])

@@ -1,6 +1,7 @@
 """Rules of operators that reduce: pooling, means, normalisation, softmax."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -98,14 +99,12 @@ def _normalised(
         given = argument(node, place, kind)
         if given is not None:
             vector = program.value(given)
-            dims = (*vector.dims, *program.axes.new_dims(positions))
-            result = _affine(program, result, Value(dims, vector.scale, 1.0, vector.parameter), kind, shape)
+            wide = replace(vector, dims=(*vector.dims, *program.axes.new_dims(positions)))
+            result = _affine(program, result, wide, kind, shape)
     return result
 
 
-def _affine(
-    program: Program, x: Value, vector: Value, kind: str, shape: Sequence[int]
-) -> Value:
+def _affine(program: Program, x: Value, vector: Value, kind: str, shape: Sequence[int]) -> Value:
     if kind == "weight":
         return program.product(x, vector, shape)
     return program.sum([x, vector], shape)
@@ -154,5 +153,3 @@ def softmax(program: Program, node: Node) -> Value:
     program.place_vector(x)
     program.axes.keep_apart([x.dims[dim]], [d for i, d in enumerate(x.dims) if i != dim])
     return Value(x.dims)
-
-

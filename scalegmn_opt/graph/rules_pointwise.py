@@ -124,8 +124,10 @@ def _is_epsilon(node: Node, number: Any) -> bool:
     roots = (aten.rsqrt, aten.sqrt, aten.pow)
     targets = [getattr(user.target, "overloadpacket", None) for user in node.users]
     users = [t for t in targets if t is not aten._assert_tensor_metadata]
-    return isinstance(number, float) and 0 < number <= _LARGEST_EPSILON and all(
-        target in roots for target in users
+    return (
+        isinstance(number, float)
+        and 0 < number <= _LARGEST_EPSILON
+        and all(target in roots for target in users)
     )
 
 

@@ -1,6 +1,5 @@
 """Rules of operators that move elements: views, slices, concatenation, broadcasting."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,7 +88,8 @@ def take(program: Program, value: Value, dim: int, start: int, stop: int) -> Val
     if (start, stop) == (0, size):
         return value
     if start == stop:
-        return program.constant([program.axes.size(d) if i != dim else 0 for i, d in enumerate(value.dims)], "empty")
+        sizes = [program.axes.size(d) for d in value.dims]
+        return program.constant([*sizes[:dim], 0, *sizes[dim + 1 :]], "empty")
     if not _is_neurons(program, whole) and not value.parameter:
         program.hold(value, [whole])
         part: Dim = (program.axes.new(stop - start, fixed=POSITIONS),)
@@ -263,8 +263,8 @@ def opaque(program: Program, node: Node) -> Value | list[Value | None]:
     program.give_up(program.inputs(node), f"read by {node.target}")
     for value in program.inputs(node):
         program.place_vector(value)
-    out = node.meta["val"]
+    out, reason = node.meta["val"], f"{node.target}"
     if isinstance(out, Tensor):
-        return program.constant(shape_of(node), f"{node.target}")
-    shapes = (tuple(map(int, part.shape)) if isinstance(part, Tensor) else None for part in out)
-    return [program.constant(shape, f"{node.target}") if shape is not None else None for shape in shapes]
+        return program.constant(shape_of(node), reason)
+    tensors = (part if isinstance(part, Tensor) else None for part in out)
+    return [None if part is None else program.constant(part.shape, reason) for part in tensors]

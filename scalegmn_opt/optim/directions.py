@@ -27,8 +27,9 @@ def unit_rms(x: Tensor, *, folds: int = 1) -> Tensor:
 def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
     """Edges (batch · folds, out, in, kernel) with all singular values at about one, entries O(1).
 
-    The matrix of each fold is (out, in · kernel). In gauge coordinates the map commutes with permutations and
-    signs of both groups, and positive scales are not there. A vector is only normalised.
+    The matrix of each fold is (out, in · kernel). In gauge coordinates the map commutes with
+    permutations and signs of both groups, and positive scales are not there. A vector is only
+    normalised.
 
     References:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).

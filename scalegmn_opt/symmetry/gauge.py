@@ -97,8 +97,7 @@ def _scale(square: Tensor, *, shared: bool) -> Tensor:
 def gauged(graph: WeightGraph) -> WeightGraph:
     """The graph of gauge-fixed features: positive scales are gone, permutations and signs stay."""
     groups = (
-        replace(g, symmetry=replace(g.symmetry, rescales=False, common=False))
-        for g in graph.groups
+        replace(g, symmetry=replace(g.symmetry, rescales=False, common=False)) for g in graph.groups
     )
     scales = (replace(scale, rescales=False, erased=False) for scale in graph.scales)
     return WeightGraph(tuple(groups), graph.blocks, graph.axes, tuple(scales))

@@ -58,16 +58,14 @@ class Transform:
         return unpack(self.graph, acted)
 
     def act_on_edges(self, block: WeightBlock, edges: Tensor, *, power: int = 1) -> Tensor:
-        """Edges (batch · folds, ..., out, in, kernel), multiplied by ``(q_out / q_in) ** power``."""
+        """Edges (batch · folds, ..., out, in, kernel), times ``(q_out / q_in) ** power``."""
         ends = (block.target, block.source)
         q_out, q_in = (
             block.fold((self.scales[name].to(edges) ** power)[None], end)
             for end, name in enumerate(ends)
         )
         channels = prod(edges.shape[1:-3])
-        x = edges.reshape(
-            len(edges) // block.folds, block.folds, channels, *edges.shape[-3:]
-        )
+        x = edges.reshape(len(edges) // block.folds, block.folds, channels, *edges.shape[-3:])
         x = x * (q_out[:, :, None, None] / q_in[:, None, :, None])[:, None]
         rows, columns = (
             _folded_order(block, self.orders[name], end).to(edges.device)

@@ -12,6 +12,8 @@ from scalegmn_opt.graph import (
     PERMUTATION,
     POSITIVE_SCALE,
     SIGN,
+    NeuronGroup,
+    Role,
     WeightGraph,
 )
 from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
@@ -195,8 +197,10 @@ def test_rule_works_on_isolated_blocks():
 def test_whitened_commutes_with_permutations_and_signs(seed, rows, columns):
     x = torch.randn(1, rows, columns, 2, generator=seeded(seed), dtype=torch.float64)
     generator = seeded(seed + 1)
-    p, q = SIGN.random_element(rows, generator=generator)
-    r, t = SIGN.random_element(columns, generator=generator)
+    sizes = {"rows": rows, "columns": columns}
+    groups = tuple(NeuronGroup(name, n, Role.HIDDEN, SIGN) for name, n in sizes.items())
+    transform = random_transform(WeightGraph(groups, ()), generator)
+    (p, r), (q, t) = (tuple(d[n] for n in sizes) for d in (transform.orders, transform.scales))
 
     def act(y):
         return (y * q[:, None, None] * t[:, None])[:, p][:, :, r]
