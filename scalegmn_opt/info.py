@@ -20,7 +20,7 @@ from scalegmn_opt import pretrained
 from scalegmn_opt.editors import EditRecipe
 from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.graph import TraceWarning, WeightGraph, trace
-from scalegmn_opt.info_model import block_table, group_table, summary
+from scalegmn_opt.info_model import block_table, group_parts, summary
 from scalegmn_opt.info_symmetries import symmetry_tables
 from scalegmn_opt.inr import INRStore
 from scalegmn_opt.meta.recipe import RuleRecipe
@@ -45,7 +45,8 @@ class Description:
 def describe(subject: str) -> Description:
     """Describe `package.module:factory`, a file, or packaged weights or recipes by name.
 
-    `symmetries` is what is claimed for each operator and activation. A factory takes no argument and returns `(module, example_inputs)`.
+    `symmetries` is what is claimed for each operator and activation. A factory takes no argument
+    and returns `(module, example_inputs)`.
 
     Raises:
         FileNotFoundError: nothing has this name.
@@ -83,7 +84,8 @@ def _model(subject: str) -> Description:
         f"by {verification.error:.1e} (relative; tolerance {verification.tolerance:.0e})"
     )
     lines = map(escape, summary(graph, sum(p.numel() for p in module.parameters())))
-    parts = (group_table(graph), block_table(graph), *notes, *lines, check)
+    groups = [escape(part) if isinstance(part, str) else part for part in group_parts(graph)]
+    parts = (*groups, block_table(graph), *notes, *lines, check)
     return Description(parts, verification.ok, graph)
 
 

@@ -2,40 +2,55 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from math import prod
 
 from rich.table import Table
 
-from scalegmn_opt.graph import CONSTANT, NeuronGroup, Role, WeightBlock, WeightGraph
+from scalegmn_opt.graph import CONSTANT, NeuronGroup, Role, Symmetry, WeightBlock, WeightGraph
 from scalegmn_opt.info_symmetries import scale_name
+from scalegmn_opt.names import common_prefix, fold_layers, ranges
 from scalegmn_opt.tables import new_table, share, times
 
-_GROUP_COLUMNS = (
-    *("name", "size", "role", "reorders", "scale", "ties", "activation", "why fixed"),
-)
+_GROUP_COLUMNS = ("#", "name", "size", "role", "reorders", "scale", "ties")
 _BLOCK_COLUMNS = ("block", "shape", "target <- source", "kernel", "folds")
 
 
-def group_table(graph: WeightGraph) -> Table:
-    """Groups, what may be done to their neurons, and with which other groups they are tied.
+def group_parts(graph: WeightGraph) -> list[Table | str]:
+    """Groups, what may be done to their neurons and why no more, and how they are tied.
 
-    Rows that differ in the number of a layer only are shown as one.
+    Rows that differ in the number of a layer only are shown as one; ties name rows by number.
     """
-    rows = [
-        (
-            group.name,
-            str(group.size),
-            group.role.value,
-            reorders(graph, group),
-            scales(graph, group),
-            "; ".join(ties(graph, group)),
-            group.activation.name if group.activation else "",
-            group.reason,
-        )
-        for group in graph.groups
-    ]
-    return _shown("neuron groups", _GROUP_COLUMNS, rows, graph)
+    folded = fold_layers([_group_row(graph, group) for group in graph.groups])
+    numbers = {row[0]: f"#{i}" for i, row in enumerate(folded)}
+    numbered = [(str(i), *_with_numbers(row[:-1], numbers)) for i, row in enumerate(folded)]
+    table = _shown("neuron groups", _GROUP_COLUMNS, numbered, graph, len(graph.groups))
+    reasons: dict[str, list[int]] = {}
+    for i, (*_, reason) in enumerate(folded):
+        reasons.setdefault(reason, []).append(i)
+    found = [(reason, ranges(rows)) for reason, rows in reasons.items() if reason]
+    return [table, *(f"order fixed in # {rows}: {reason}" for reason, rows in found)]
+
+
+def _group_row(graph: WeightGraph, group: NeuronGroup) -> tuple[str, ...]:
+    """Name, size, role, what may be done, ties with names in braces, reason."""
+    return (
+        group.name,
+        str(group.size),
+        group.role.value + (f", {group.activation.name}" if group.activation else ""),
+        reorders(graph, group),
+        scales(graph, group),
+        ", ".join(
+            f"{words} {{{other}}}" if other else words for words, other in ties(graph, group)
+        ),
+        group.reason,
+    )
+
+
+def _with_numbers(cells: Iterable[str], numbers: Mapping[str, str]) -> list[str]:
+    """Cells with row numbers in place of names in braces; a name without a row remains."""
+    return [re.sub(r"\{(.+?)\}", lambda m: numbers.get(m[1], m[1]), cell) for cell in cells]
 
 
 def block_table(graph: WeightGraph) -> Table:
@@ -50,18 +65,20 @@ def block_table(graph: WeightGraph) -> Table:
         )
         for block in graph.blocks
     ]
-    return _shown("weight blocks", _BLOCK_COLUMNS, rows, graph)
+    return _shown("weight blocks", _BLOCK_COLUMNS, fold_layers(rows), graph, len(rows))
 
 
 def summary(graph: WeightGraph, parameters: int) -> list[str]:
     """How many parameters, neurons and weights there are, and what may be done to how many."""
-    total = sum(map(block_size, graph.blocks))
+    blocks = [(block_size(b), [g.symmetry for g in _ends(graph, b)]) for b in graph.blocks]
+    neurons = [(g.size, [g.symmetry]) for g in graph.groups if g.role is not Role.CONSTANT]
+    total, *of_weights = _moved(blocks)
     covered = "each in one block" if total == parameters else f"but {total} IN BLOCKS"
-    neurons = [group for group in graph.groups if group.role is not Role.CONSTANT]
+    every, *of_neurons = _moved(neurons)
     lines = [
         f"parameters: {parameters}, {covered}",
-        f"neurons: {_counts(neurons, lambda g: g.size, lambda g: g)}",
-        f"weights: {_block_counts(graph)}",
+        f"neurons: {every}, of which {_parts(of_neurons, every)}",
+        f"weights at such neurons: {_parts(of_weights, total)}",
     ]
     fixed = fixed_weights(graph)
     if fixed:
@@ -95,30 +112,21 @@ def _ends(graph: WeightGraph, block: WeightBlock) -> list[NeuronGroup]:
     return [graph.group[name] for name in names if name != CONSTANT]
 
 
-def _counts(items: Iterable[NeuronGroup], size: Callable, group: Callable) -> str:
-    every = [(size(item), group(item).symmetry) for item in items]
-    total = sum(n for n, _ in every)
-    reordered = sum(n for n, symmetry in every if symmetry.permutes)
-    scaled = sum(n for n, symmetry in every if not symmetry.scalar_free)
-    return _line(total, reordered, scaled)
-
-
-def _line(total: int, reordered: int, scaled: int) -> str:
-    return (
-        f"{total}, of which {reordered} ({share(reordered, total)}) may be reordered and "
-        f"{scaled} ({share(scaled, total)}) rescaled or negated"
+def _parts(counts: Sequence[int], whole: int) -> str:
+    return " and ".join(
+        f"{count} ({share(count, whole)}) {what}"
+        for count, what in zip(counts, ("may be reordered", "rescaled or negated"), strict=True)
     )
 
 
-def _block_counts(graph: WeightGraph) -> str:
-    """Weights at least one of whose ends may be changed."""
+def _moved(sizes: Iterable[tuple[int, list[Symmetry]]]) -> tuple[int, int, int]:
+    """Of how many things, of which each has symmetries, any is reordered; any has a scale."""
     total = reordered = scaled = 0
-    for block in graph.blocks:
-        size, symmetries = block_size(block), [g.symmetry for g in _ends(graph, block)]
+    for size, symmetries in sizes:
         total += size
         reordered += size * any(s.permutes for s in symmetries)
         scaled += size * any(not s.scalar_free for s in symmetries)
-    return _line(total, reordered, scaled)
+    return total, reordered, scaled
 
 
 def block_size(block: WeightBlock) -> int:
@@ -166,12 +174,12 @@ def scales(graph: WeightGraph, group: NeuronGroup) -> str:
     return f"{name}, one for all" if shared == group.size else f"{name}, one for every {shared}"
 
 
-def ties(graph: WeightGraph, group: NeuronGroup) -> list[str]:
-    """What the neurons have together with those of groups further up, and what erases it."""
+def ties(graph: WeightGraph, group: NeuronGroup) -> list[tuple[str, str]]:
+    """What the neurons have together with which group further up, or what erases their scale."""
     return [*_order_ties(graph, group), *_scale_ties(graph, group)]
 
 
-def _order_ties(graph: WeightGraph, group: NeuronGroup) -> list[str]:
+def _order_ties(graph: WeightGraph, group: NeuronGroup) -> list[tuple[str, str]]:
     owners: dict[str, list[int]] = {}
     free = [axis for axis in graph.group_axes(group) if graph.axis[axis].permutes]
     for axis in free:
@@ -179,87 +187,48 @@ def _order_ties(graph: WeightGraph, group: NeuronGroup) -> list[str]:
         if owner != group.name:
             owners.setdefault(owner, []).append(graph.axis[axis].size)
     return [
-        f"order as {owner}" if len(sizes) == len(free) else f"order of {times(sizes)} as {owner}"
+        ("order as" if len(sizes) == len(free) else f"order of {times(sizes)} as", owner)
         for owner, sizes in owners.items()
     ]
 
 
-def _scale_ties(graph: WeightGraph, group: NeuronGroup) -> list[str]:
+def _scale_ties(graph: WeightGraph, group: NeuronGroup) -> list[tuple[str, str]]:
     found = []
     for name, power in graph.group_scales(group):
         owner, of_owner = next(
-            (g.name, dict(graph.group_scales(g))[name])
+            (g.name, powers[name])
             for g in graph.groups
-            if name in dict(graph.group_scales(g))
+            if name in (powers := dict(graph.group_scales(g)))
         )
         if owner != group.name:
-            found.append(_power_of(owner, power, of_owner))
+            found.append((_power_words(power, of_owner), owner))
         elif graph.scale[name].erased:
-            found.append("erased by a normalisation")
+            found.append(("normalised away", ""))
     return found
 
 
-def _power_of(owner: str, power: int, of_owner: int) -> str:
+def _power_words(power: int, of_owner: int) -> str:
     words = {1: "scale as", -1: "inverse scale of"}
-    own, rest = divmod(power, of_owner)
-    if rest:
-        return f"scale {power}/{of_owner} powers of {owner}"
-    return f"{words.get(own, f'scale to the power {own} of')} {owner}"
+    exponent = Fraction(power, of_owner)
+    return words.get(exponent, f"scale to the power {exponent} of")
 
 
 def _shown(
-    title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], graph: WeightGraph
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, ...]],
+    graph: WeightGraph,
+    count: int,
 ) -> Table:
-    """Rows with layers folded, and without the prefix that all names have in common."""
+    """Folded rows, originally ``count``, without the prefix that all names have in common."""
     names = [group.name for group in graph.groups if group.name != CONSTANT]
     prefix = common_prefix([*names, *graph.block])
-    folded = fold_layers(rows)
-    title = f"{title}: {len(rows)}"
-    if len(folded) < len(rows):
-        title += f", in {len(folded)} rows: [a-b] are layers that are alike"
+    title = f"{title}: {count}"
+    if len(rows) < count:
+        title += f" in {len(rows)} rows; layers [a-b] are alike"
     if prefix:
         title += f"; names begin with {prefix}"
-        folded = [tuple(cell.replace(prefix, "") for cell in row) for row in folded]
-    return new_table(title, columns, folded)
-
-
-def common_prefix(names: Sequence[str]) -> str:
-    """What all dotted names begin with, up to a dot that is not followed by a number."""
-    first, last = min(names, default=""), max(names, default="")
-    length = next((i for i, pair in enumerate(zip(first, last)) if len(set(pair)) > 1), 0)  # noqa: B905
-    prefix = re.match(r"(?:[^.:]*[^.:\d][^.:]*\.)*", first[:length])
-    found = prefix.group() if prefix else ""
-    while found and any(re.match(r"\d", name[len(found) :]) for name in names):
-        found = found[: found.rstrip(".").rfind(".") + 1]
-    return found
-
-
-def fold_layers(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Rows that are equal but for the number of a layer as one, with the numbers in brackets."""
-    folded: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        match = re.match(r"(.*?\.)(\d+)\.", row[0])
-        if match is None:
-            folded[row] = []
-            continue
-        start, number = re.escape(match[1]), match[2]
-        key = tuple(re.sub(rf"\b{start}{number}\.", f"{match[1]}\0.", cell) for cell in row)
-        folded.setdefault(key, []).append(number)
-    return [tuple(cell.replace("\0", _numbers(found)) for cell in key) for key, found in folded.items()]
-
-
-def _numbers(found: Sequence[str]) -> str:
-    """One number as it is; several as ranges in brackets, e.g. ``[0-4,6]``."""
-    if len(found) < 2:
-        return "".join(found)
-    runs: list[list[int]] = []
-    for number in sorted(map(int, found)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return f"[{','.join(_run(run) for run in runs)}]"
-
-
-def _run(run: Sequence[int]) -> str:
-    return f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0])
+        rows = [tuple(cell.replace(prefix, "") for cell in row) for row in rows]
+    return new_table(
+        title, columns, rows, names=[columns.index("name")] if "name" in columns else ()
+    )

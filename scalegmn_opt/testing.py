@@ -1,7 +1,9 @@
 """Check your own layers: random graphs, random parameters, and ``assert_equivariant``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -13,18 +15,23 @@ from scalegmn_opt.graph import (
     PERMUTATION,
     POSITIVE_SCALE,
     SIGN,
+    Axis,
     NeuronGroup,
     Pair,
     Role,
+    Scale,
     Symmetry,
     WeightBlock,
     WeightFeatures,
     WeightGraph,
+    Window,
 )
 from scalegmn_opt.symmetry import Transform, random_transform
 
 SYMMETRIES = (PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE)
 _WIDEST, _DEEPEST = 5, 3
+_FUSED = ("queries", "keys", "values")
+_GROUPED_ENDS = ("blk out", "blk src")
 _NEGLIGIBLE = 1e-12  # a block below this counts as zero
 
 
@@ -54,6 +61,88 @@ def random_graph(
     first, last = _integer(generator, 1, 2), _integer(generator, 2, len(groups) - 1)
     blocks.append(_weight("skip.weight", groups[first], groups[last], generator))
     return WeightGraph(tuple(groups), tuple(blocks))
+
+
+def random_tied_graph(generator: torch.Generator) -> WeightGraph:
+    """A graph with all that groups and blocks may share, of random sizes.
+
+    A residual stream with one scale for all, its normalised copy with scales of its own, heads of
+    queries and keys with inverse scales and an order of their own in each head, values that several
+    heads share, squared neurons, a grouped and a depthwise block, one parameter in three blocks.
+    """
+    names = ("heads", "width", "inner", "stream", "hidden", "shared")
+    size = {name: _integer(generator, 2, 4) for name in names}
+    nested = dict.fromkeys(("width", "inner", "shared"), ("heads",))
+    axes = tuple(Axis(name, n, True, nested.get(name, ())) for name, n in size.items())
+    scales = (
+        Scale("stream", (), False, True, erased=True),
+        Scale("normed", ("stream",), True, True),
+        Scale("queries", ("heads", "width"), True, True),
+        Scale("values", ("heads", "inner"), True, True),
+        Scale("hidden", ("hidden",), False, True),
+    )
+    groups = _tied_groups(size)
+    blocks = _tied_blocks(size, {g.name: g.size for g in groups}, _integer(generator, 1, 3))
+    return WeightGraph(groups, blocks, axes, scales)
+
+
+def _tied_groups(size: Mapping[str, int]) -> tuple[NeuronGroup, ...]:
+    common = replace(POSITIVE_SCALE, common=True)
+    rows: tuple[tuple[str, Symmetry, tuple[str, ...], str, int], ...] = (
+        ("stream", common, ("stream",), "stream", 1),
+        ("normed", NONZERO_SCALE, ("stream",), "normed", 1),
+        ("queries", NONZERO_SCALE, ("heads", "width"), "queries", 1),
+        ("keys", NONZERO_SCALE, ("heads", "width"), "queries", -1),
+        ("values", NONZERO_SCALE, ("heads", "inner"), "values", 1),
+        ("mixed", NONZERO_SCALE, ("heads", "shared", "inner"), "values", 1),
+        ("hidden", POSITIVE_SCALE, ("hidden",), "hidden", 1),
+        ("squared", POSITIVE_SCALE, ("hidden",), "hidden", 2),
+    )
+    hidden = (
+        NeuronGroup(
+            name,
+            prod(size[axis] for axis in axes),
+            Role.HIDDEN,
+            symmetry,
+            axes=axes,
+            scales=((scale, power),),
+        )
+        for name, symmetry, axes, scale, power in rows
+    )
+    first = NeuronGroup(CONSTANT, 1, Role.CONSTANT), NeuronGroup("input", 3, Role.INPUT)
+    return (*first, *hidden, NeuronGroup("output", 2, Role.OUTPUT))
+
+
+def _tied_blocks(
+    size: Mapping[str, int], count: Mapping[str, int], kernel: int
+) -> tuple[WeightBlock, ...]:
+    """Blocks between the groups of :func:`_tied_groups`, which have ``count`` neurons."""
+    columns = (0, size["stream"])
+    bounds = [0, *accumulate(count[name] for name in ("queries", "keys", "values"))]
+    fused = (bounds[-1], size["stream"])
+
+    def linear(target: str, source: str, rows: tuple[int, int] | None = None) -> WeightBlock:
+        axes = (("out", count[target]), ("src", count[source]))
+        window = Window(fused, fused, (rows, columns)) if rows else None
+        name = "fused" if rows else f"{target}<-{source}"
+        return WeightBlock(name, target, source, "out src", axes, window=window)
+
+    bias = (("k0", kernel), ("out", count["keys"]))
+    own = ("out", size["shared"] * size["inner"])
+    grouped = (("blk", size["heads"]), own, ("src", size["inner"]), ("k0", kernel))
+    each = (("blk", size["hidden"]), ("k1", kernel))
+    return (
+        linear("stream", "input"),
+        WeightBlock("norm", "normed", CONSTANT, "out", (("out", size["stream"]),)),
+        *(linear(n, "normed", r) for n, r in zip(_FUSED, pairwise(bounds), strict=True)),
+        WeightBlock("bias", "keys", CONSTANT, "k0 out", bias),
+        WeightBlock("grouped", "mixed", "values", "blk out src k0", grouped, _GROUPED_ENDS),
+        linear("stream", "mixed"),
+        linear("hidden", "normed"),
+        WeightBlock("depthwise", "hidden", "hidden", "blk k1", each, ("blk", "blk")),
+        linear("output", "squared"),
+        linear("output", "stream"),
+    )
 
 
 def random_params(

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,11 +147,13 @@ def _calls(module: nn.Module, inputs: Sequence[Any]) -> dict[str, _Call]:
 
 @contextmanager
 def _recording(module: nn.Module, calls: dict[str, _Call]) -> Any:
-    def hook(name: str) -> Any:
-        return lambda _, args, kwargs, output: calls.setdefault(name, (args, kwargs, output))
+    def record(name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.setdefault(name, (args, kwargs, output))
 
     parts = module.named_modules()
-    handles = [p.register_forward_hook(hook(name), with_kwargs=True) for name, p in parts]
+    handles = [
+        part.register_forward_hook(partial(record, name), with_kwargs=True) for name, part in parts
+    ]
     try:
         yield
     finally:

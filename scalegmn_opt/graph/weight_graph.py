@@ -241,8 +241,10 @@ class WeightGraph:
             if name in self.derived:
                 known = [owner in done for owner, _ in self.derived[name]]
                 return not all(known), known.count(False)
-            known = [b.source in done for b in self.incoming[name] if not b.is_vector]
-            return not any(known) and bool(known), known.count(False)
+            blocks = [block for block in self.incoming[name] if block.source != name]
+            known = [block.source in done for block in blocks if not block.is_vector]
+            starts = any(block.is_vector for block in blocks) or any(known) or not blocks
+            return not starts, known.count(False)
 
         return min(waiting, key=missing)
 

@@ -189,23 +189,29 @@ def verify(
     what a normalisation divides out is multiplied by ``1e8`` before outputs are compared.
 
     Raises:
-        ValueError: if ``graph`` is not the graph of ``module``'s parameters.
+        ValueError: if ``graph`` is not the graph of ``module``'s parameters, or if these have no
+            data (meta device).
     """
+    for name, p in module.named_parameters():
+        if p.is_meta:
+            raise ValueError(f"module: expected parameters with data, got {name!r} on meta")
     module = copy.deepcopy(module).double().eval()
     inputs = tree_map(_to_double, tuple(example_inputs))
-    params = {name: p.detach()[None] for name, p in module.named_parameters()}
+    params = {name: _to_double(p.detach())[None] for name, p in module.named_parameters()}
     generator = torch.Generator().manual_seed(0)
 
     def outputs(spread: float) -> list[Tensor]:
-        acted = random_transform(graph, generator, spread=spread, erased=_ERASED).apply(params)
-        return evaluate({name: value[0] for name, value in acted.items()})
+        return evaluate(
+            random_transform(graph, generator, spread=spread, erased=_ERASED).apply(params)
+        )
 
-    def evaluate(state: dict[str, Tensor]) -> list[Tensor]:
+    def evaluate(stacked: Mapping[str, Tensor]) -> list[Tensor]:
+        state = {name: value[0] for name, value in stacked.items()}
         fresh = copy.deepcopy(module)  # some modules keep what they have computed once
         with torch.no_grad(), _Exact():
             return _outputs(torch.func.functional_call(fresh, state, inputs))
 
-    expected = evaluate({})
+    expected = evaluate(params)
     if any(scale.erased for scale in graph.scales):
         expected = outputs(spread=0.0)
     errors = []
@@ -241,12 +247,15 @@ def _not_lower(x: Any) -> Any:
 
 
 def _to_double(x: Any) -> Any:
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+    if not isinstance(x, Tensor):
+        return x
+    wider = {True: torch.complex128, False: torch.float64}[x.is_complex()]
+    return x.to(wider) if x.is_floating_point() or x.is_complex() else x
 
 
 def _outputs(tree: Any) -> list[Tensor]:
     leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return [leaf for leaf in leaves if leaf.is_floating_point()]
+    return [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

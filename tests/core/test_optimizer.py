@@ -80,7 +80,36 @@ def cnn():
     )  # fmt: skip
 
 
+def normalised():
+    return nn.Sequential(
+        nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8, eps=1e-300), nn.ReLU(), nn.Linear(8, 6),
+        nn.LayerNorm(6, eps=0), nn.GELU(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def grouped():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 6, 2, padding=1), nn.GroupNorm(3, 6, eps=0),
+        nn.ReLU(), nn.Conv2d(6, 6, 2, groups=6), nn.Tanh(), nn.Conv2d(6, 8, 1, groups=2),
+        nn.Flatten(), nn.Linear(32, 3),
+    )  # fmt: skip
+
+
+def transformer():
+    # Without a bias: the gradient of a key's bias is 0, and rounding errors are no direction.
+    layer = nn.TransformerEncoderLayer(
+        6, 2, 9, dropout=0.0, batch_first=True, norm_first=True, layer_norm_eps=0, bias=False
+    )
+    return nn.Sequential(
+        nn.Unflatten(1, (4, 1)), nn.Linear(1, 6), layer, nn.LayerNorm(6, eps=0), nn.Flatten(),
+        nn.Linear(24, 3),
+    )  # fmt: skip
+
+
 MODELS = {
+    "normalised": normalised,
+    "grouped": grouped,
+    "transformer": transformer,
     "positive scale": lambda: network(nn.ReLU),
     "sign": lambda: network(nn.Tanh),
     "permutation": lambda: network(nn.GELU),
@@ -98,7 +127,7 @@ def divergence(name, make_optimizer, steps=20):
     acted = random_transform(graph, seeded(2)).apply(
         {n: p.detach()[None] for n, p in model.named_parameters()}
     )
-    moved.load_state_dict({n: p[0] for n, p in acted.items()})
+    moved.load_state_dict({n: p[0] for n, p in acted.items()}, strict=False)
     assert not same(values(moved), values(model))
     start = model(x).detach()
     optimizers = [make_optimizer(m, x) for m in (model, moved)]

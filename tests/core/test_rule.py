@@ -18,7 +18,7 @@ from scalegmn_opt.graph import (
 )
 from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
 from scalegmn_opt.pretrained import available, save_weights
-from scalegmn_opt.testing import random_graph, random_params
+from scalegmn_opt.testing import random_graph, random_params, random_tied_graph
 
 SMALL = {"node_channels": 4, "edge_channels": 3, "hidden_channels": 6}
 MIXED = [PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE]
@@ -45,9 +45,13 @@ def assert_close(found, expected, tolerance=1e-9):
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 2**32), layers=st.integers(1, 2))
-def test_equivariant_over_several_steps(seed, layers):
-    graph = random_graph(seeded(seed))
+@given(
+    seed=st.integers(0, 2**32),
+    layers=st.integers(1, 2),
+    make=st.sampled_from([random_graph, random_tied_graph]),
+)
+def test_equivariant_over_several_steps(seed, layers, make):
+    graph = make(seeded(seed))
     rule = trained(seed, num_layers=layers)
     transform = random_transform(graph, seeded(seed))
     params = random_params(graph, seeded(seed + 1))
