@@ -16,7 +16,12 @@ from scalegmn_opt.graph import (
     WeightBlock,
     WeightGraph,
 )
-from scalegmn_opt.testing import assert_equivariant, random_features, random_graph
+from scalegmn_opt.testing import (
+    assert_equivariant,
+    random_features,
+    random_graph,
+    random_tied_graph,
+)
 
 SMALL = {"node_channels": 4, "edge_channels": 3, "hidden_channels": 6, "num_layers": 2}
 MIXED = [PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE]
@@ -60,10 +65,14 @@ def test_equivariant(features, bidirectional, neuron_encoding, fan_exponent, sym
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 2**32), features=st.sampled_from(sorted(FEATURES)))
-def test_one_model_serves_every_graph(seed, features):
+@given(
+    seed=st.integers(0, 2**32),
+    features=st.sampled_from(sorted(FEATURES)),
+    make=st.sampled_from([random_graph, random_tied_graph]),
+)
+def test_one_model_serves_every_graph(seed, features, make):
     model = build(**FEATURES[features])
-    graph = random_graph(seeded(seed))
+    graph = make(seeded(seed))
     assert_equivariant(model, graph, generator=seeded(seed), **FEATURES[features])
 
 

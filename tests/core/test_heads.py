@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from scalegmn_opt import DeltaHead, Readout, ScaleGMN, WeightFeatures
 from scalegmn_opt.graph import NONZERO_SCALE, PERMUTATION, POSITIVE_SCALE, SIGN
-from scalegmn_opt.testing import assert_equivariant, random_features, random_graph
+from scalegmn_opt.testing import (
+    assert_equivariant,
+    random_features,
+    random_graph,
+    random_tied_graph,
+)
 
 MIXED = [PERMUTATION, SIGN, POSITIVE_SCALE, NONZERO_SCALE]
 NODES, EDGES = 4, 3
@@ -40,16 +45,20 @@ def readout_model():
 
 
 @settings(deadline=None, max_examples=15)
-@given(seed=st.integers(0, 2**32), outputs=st.sampled_from([1, 3]))
-def test_delta_head_is_equivariant(seed, outputs):
-    graph = random_graph(seeded(seed))
+@given(
+    seed=st.integers(0, 2**32),
+    outputs=st.sampled_from([1, 3]),
+    make=st.sampled_from([random_graph, random_tied_graph]),
+)
+def test_delta_head_is_equivariant(seed, outputs, make):
+    graph = make(seeded(seed))
     assert_equivariant(delta_model(outputs), graph, edge_features=(1, 1), generator=seeded(seed))
 
 
 @settings(deadline=None, max_examples=15)
-@given(seed=st.integers(0, 2**32))
-def test_readout_is_invariant(seed):
-    graph = random_graph(seeded(seed))
+@given(seed=st.integers(0, 2**32), make=st.sampled_from([random_graph, random_tied_graph]))
+def test_readout_is_invariant(seed, make):
+    graph = make(seeded(seed))
     assert_equivariant(readout_model(), graph, edge_features=(1, 1), generator=seeded(seed))
 
 

@@ -1,5 +1,6 @@
 """What `scalegmn-opt info` says of a model and of all symmetries, and the picture of a graph."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def cells(table):
 
 
 def shown(*parts):
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     for part in parts:
         console.print(part)
     return console.export_text()
@@ -127,7 +128,7 @@ def test_groups_of_attention(encoder):
     queries, keys, values = heads
     number = f"#{queries['#']}"
     assert keys["ties"] == f"order as {number}, inverse scale of {number}"
-    assert values["ties"] == f"order of 3 as {number}"
+    assert values["ties"] in (f"order as {number}", f"order of 3 as {number}")
     assert any(row["scale"] == "positive, one for all" for row in rows)
     assert any("normalised away" in row["ties"] for row in rows)
 
@@ -216,7 +217,7 @@ def test_the_document_is_up_to_date():
 def test_the_command_shows_symmetries(run):
     code, out, _ = run("info", "symmetries")
     assert code == 0
-    assert "scaled_dot_product_attention" in out.replace("\n", "") or "attention" in out
+    assert "gru, lstm" in out
     assert "rescaled (q > 0)" in out
 
 
@@ -285,4 +286,4 @@ def test_a_picture_of_parameters_that_are_not_understood():
     graph = WeightGraph.from_parameters({"a.weight": (3, 2), "a.bias": (3,)})
     assert {kind(group) for group in graph.groups} == {"fixed"}
     figure = draw_graph(graph, title="parts")
-    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "fixed"
+    assert figure.legends[0].get_texts()[0].get_text() == "fixed"

@@ -26,7 +26,7 @@ from scalegmn_opt.graph import (
     to_pyg,
 )
 from scalegmn_opt.graph.pyg import features_to_pyg
-from scalegmn_opt.testing import random_features, random_graph, random_params
+from scalegmn_opt.testing import random_features, random_graph, random_params, random_tied_graph
 
 with warnings.catch_warnings():  # torch_geometric scripts two functions when it is imported
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
@@ -76,7 +76,8 @@ def hand_made():
 
 def graphs():
     """Three architectures with all symmetries side by side."""
-    return [hand_made(), random_graph(seeded(5), symmetries=MIXED), random_graph(seeded(1))]
+    mixed = random_graph(seeded(5), symmetries=MIXED)
+    return [hand_made(), mixed, random_graph(seeded(1)), random_tied_graph(seeded(2))]
 
 
 def parameters(graph, seed=0, dtype=torch.float32):
@@ -111,9 +112,10 @@ def assert_round_trip(data, graph, params, grads):
     seed=st.integers(0, 2**32),
     with_grads=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64]),
+    make=st.sampled_from([random_graph, random_tied_graph]),
 )
-def test_round_trips_are_exact(seed, with_grads, dtype):
-    graph = random_graph(seeded(seed))
+def test_round_trips_are_exact(seed, with_grads, dtype, make):
+    graph = make(seeded(seed))
     params = parameters(graph, seed, dtype)
     grads = parameters(graph, seed + 1, dtype) if with_grads else None
     assert_round_trip(to_pyg(graph, params, grads), graph, params, grads)

@@ -1,6 +1,7 @@
 """Weight graphs: identity, validation, the order of layers, and packing without loss."""
 
 import dataclasses
+import itertools
 import pickle
 
 import pytest
@@ -12,16 +13,19 @@ from scalegmn_opt.graph import (
     CONSTANT,
     POSITIVE_SCALE,
     SIGN,
+    Axis,
     NeuronGroup,
     Role,
+    Scale,
     WeightBlock,
     WeightFeatures,
     WeightGraph,
+    Window,
     pack,
     stack_parameters,
     unpack,
 )
-from scalegmn_opt.testing import random_graph, random_params
+from scalegmn_opt.testing import random_graph, random_params, random_tied_graph
 
 GROUPS = (
     NeuronGroup(CONSTANT, 1, Role.CONSTANT),
@@ -105,6 +109,27 @@ def test_inconsistent_graphs(groups, blocks, match):
         WeightGraph(groups, blocks)
 
 
+@pytest.mark.parametrize(
+    ("change", "axes", "scales", "match"),
+    [
+        ({"axes": ("heads",)}, (), (), "group 'a': no axis 'heads'"),
+        ({"scales": (("q", 1),)}, (), (), "group 'a': no scale 'q'"),
+        (
+            {"axes": ("heads",)},
+            (Axis("heads", 3, True),),
+            (),
+            "axes of group 'a': expected 4 neurons, got 3",
+        ),
+        ({}, (Axis("x", 3, True), Axis("x", 4, True)), (), r"axes: .*\['x'\] more than once"),
+        ({}, (), (Scale("a", (), True, True),), r"scales: .*\['a'\] more than once"),
+    ],
+)
+def test_inconsistent_axes_and_scales(change, axes, scales, match):
+    group = dataclasses.replace(GROUPS[2], **change)
+    with pytest.raises(ValueError, match=match):
+        WeightGraph((group,), (), axes, scales)
+
+
 def test_sweep_is_the_forward_order():
     order = [(name, [block.parameter for block in blocks]) for name, blocks in GRAPH.sweep]
     assert order == [
@@ -162,9 +187,10 @@ def test_pack_puts_each_number_on_its_edge():
     seed=st.integers(0, 2**32),
     batch=st.integers(1, 3),
     with_grads=st.booleans(),
+    make=st.sampled_from([random_graph, random_tied_graph]),
 )
-def test_round_trips_are_exact(seed, batch, with_grads):
-    graph = random_graph(seeded(seed))
+def test_round_trips_are_exact(seed, batch, with_grads, make):
+    graph = make(seeded(seed))
     params = random_params(graph, seeded(seed), batch=batch)
     grads = random_params(graph, seeded(seed + 1), batch=batch) if with_grads else None
     assert_equal(unpack(graph, pack(graph, params)), params)
@@ -175,6 +201,48 @@ def test_round_trips_are_exact(seed, batch, with_grads):
     assert (found_grads is None) == (grads is None)
     if grads is not None:
         assert_equal(found_grads, grads)
+
+
+def test_a_window_is_a_part_of_a_view():
+    window = Window((6, 4), (2, 3, 4), ((0, 2), (1, 2), (0, 4)))  # rows 1 and 4
+    block = WeightBlock("p", "t", "s", "out k1 src", (("out", 2), ("k1", 1), ("src", 4)))
+    block = dataclasses.replace(block, window=window)
+    values = torch.arange(24.0).view(1, 6, 4)
+    assert block.name == "p[:, 1:2, :]"
+    assert block.parameter_shape == (6, 4)
+    assert torch.equal(block.pack(values)[0, ..., 0], values[0, [1, 4]])
+    assert torch.equal(block.pack(values.mT.contiguous().mT), block.pack(values))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ends", "expected"),
+    [
+        ("(blk out) src", ("blk out", "blk src"), lambda g, o, i: (g * 2 + o, i)),
+        ("(out blk) src", ("out blk", "src blk"), lambda g, o, i: (o * 3 + g, i)),
+    ],
+)
+def test_folds_connect_the_neurons_of_one_group(pattern, ends, expected):
+    sizes = (("blk", 3), ("out", 2), ("src", 4))
+    block = WeightBlock("p", "t", "s", pattern, sizes, ends)
+    values = torch.randn(2, 6, 4, generator=seeded(0))
+    edges = block.pack(values)
+    assert (block.folds, block.shape, edges.shape) == (3, (2, 4, 1), (6, 2, 4, 1))
+    for b, g, o, i in itertools.product(range(2), range(3), range(2), range(4)):
+        assert edges[3 * b + g, o, i, 0] == values[(b, *expected(g, o, i))]
+    nodes = torch.arange(12.0).view(2, 6)
+    folded = block.fold(nodes, 0)
+    assert torch.equal(block.unfold(folded, 0), nodes)
+    group_major = torch.tensor([[expected(g, o, 0)[0] for o in range(2)] for g in range(3)])
+    assert torch.equal(folded[:3], nodes[0][group_major])
+    assert block.fold(torch.zeros(2, 12, 5), 1).shape == (6, 4, 5)
+
+
+def test_powers_of_shared_multipliers_are_derived():
+    graph = random_tied_graph(seeded(0))
+    assert graph.derived == {"squared": (("hidden", 2),)}
+    names = [name for name, _ in graph.sweep]
+    assert names.index("hidden") < names.index("squared") < names.index("output")
+    assert graph.depth["squared"] == graph.depth["hidden"]
 
 
 def assert_equal(found, expected):
