@@ -1,4 +1,4 @@
-"""Cost of tracing models of usual sizes: seconds, and memory that does not grow with their data.
+"""Cost of tracing models of usual sizes: CPU seconds, and memory that does not grow with their data.
 
 Each model runs in a process of its own, on one thread, behind a tiny one that pays for imports.
 Parameters and inputs are on the meta device: they have shapes and no data. One row has the same
@@ -75,17 +75,17 @@ def llama() -> Built:
 
 @dataclass
 class Watch:
-    """Seconds in a function, summed over its calls."""
+    """CPU seconds in a function, summed over its calls."""
 
     function: Callable[..., Any]
     seconds: float = 0.0
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             return self.function(*args, **options)
         finally:
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.process_time() - began
 
 
 def forget_peak() -> None:
@@ -99,7 +99,7 @@ def permutable(graph: WeightGraph) -> int:
 
 
 def timed(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[WeightGraph, float, float]:
-    """The graph, the seconds of its trace, and those of the export in it."""
+    """The graph, the CPU seconds of its trace, and those of the export in it."""
     export = Watch(torch.export.export)
     whole = Watch(trace)
     with patch("torch.export.export", export), warnings.catch_warnings():
@@ -122,16 +122,16 @@ def measure(name: str, device: str) -> dict[str, Any]:
     return {
         "model": name,
         "device": device,
-        "parameters": sum(p.numel() for p in parameters),
-        "parameter MB": sum(p.numel() * p.element_size() for p in parameters) / 1e6,
+        "M parameters": sum(p.numel() for p in parameters) / 1e6,
+        "their MB": sum(p.numel() * p.element_size() for p in parameters) / 1e6,
         "groups": len(graph.groups),
         "blocks": len(graph.blocks),
-        "permutable neurons": permutable(graph),
-        "trace s": seconds,
-        "export s": exporting,
-        "rest s": seconds - exporting,
+        "permutable": permutable(graph),
+        "trace CPU s": seconds,
+        "export": exporting,
+        "rest": seconds - exporting,
         "peak extra MB": (peak_bytes() - baseline) / 1e6,
-        "first trace s": first,
+        "first trace": first,
     }
 
 

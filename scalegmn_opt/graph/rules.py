@@ -72,6 +72,7 @@ from scalegmn_opt.graph.rules_shape import (
     transparent,
     transpose,
     unbind,
+    uniform,
     view,
 )
 
@@ -144,9 +145,10 @@ _TABLE: dict[Rule, tuple[str, ...]] = {
         *("dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone"),
         *("detach", "detach_", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"),
     ),
-    constant: (
-        *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "bernoulli"),
+    constant: ("empty_like", "rand_like", "randn_like", "new_empty", "bernoulli"),
+    uniform: (
+        *("zeros", "ones", "full", "zeros_like", "ones_like", "full_like"),
+        *("new_zeros", "new_ones", "new_full"),
     ),
     permute: ("permute",),
     transpose: ("transpose", "swapaxes"),

@@ -16,8 +16,13 @@ def transparent(program: Program, node: Node) -> Value:
 
 
 def constant(program: Program, node: Node) -> Value:
-    """A new tensor that has at most the shape of another one (zeros_like, arange)."""
+    """A new tensor, random or of numbers that count, with at most the shape of another one."""
     return program.constant(shape_of(node), "constant")
+
+
+def uniform(program: Program, node: Node) -> Value:
+    """A new tensor of one number, which has no order."""
+    return program.constant(shape_of(node), "")
 
 
 def view(program: Program, node: Node) -> Value:

@@ -13,6 +13,7 @@ from scalegmn_opt.graph.build import build
 from scalegmn_opt.graph.capture import Captured, CaptureError, capture
 from scalegmn_opt.graph.program import NoRuleError, Program, Value, shape_of
 from scalegmn_opt.graph.rules import RULES
+from scalegmn_opt.graph.rules_shape import uniform
 from scalegmn_opt.graph.weight_graph import WeightGraph
 
 
@@ -97,7 +98,7 @@ class _Propagation:
         if not outputs:  # an assertion, a size
             return
         rule = RULES.get(getattr(node.target, "overloadpacket", node.target))
-        if not inputs:
+        if not inputs and rule is not uniform:
             program.values[node] = _constants(program, outputs, "constant")
             return
         try:
