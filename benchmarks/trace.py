@@ -1,4 +1,4 @@
-"""Cost of tracing models of usual sizes: CPU seconds, and memory that does not grow with their data.
+"""Cost of tracing models of usual sizes: CPU seconds, and memory apart from that of their data.
 
 Each model runs in a process of its own, on one thread, behind a tiny one that pays for imports.
 Parameters and inputs are on the meta device: they have shapes and no data. One row has the same

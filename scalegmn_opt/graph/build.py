@@ -112,8 +112,9 @@ class _Builder:
         path = [step for piece in pieces for step in piece.path]
         atoms = {axis for piece in pieces for axis in piece.axes}
         weight = self._under(value.scale, path)
+        square = bool(self._program.repeated(value))
         for place in places:
-            ends = self._ends(place, atoms, path, weight)
+            ends = self._ends(place, atoms, path, weight, square=square)
             if ends is not None and not any(end and end.repeats for end in ends):
                 return self._make(value, pieces, place, ends)
         return None
@@ -129,6 +130,8 @@ class _Builder:
         atoms: set[int],
         path: _Path,
         weight: Powers,
+        *,
+        square: bool,
     ) -> tuple[_End, _End | None] | None:
         """The two ends of a block; none if the place is of other neurons."""
         target = self._match(place.target, atoms, path)
@@ -145,6 +148,11 @@ class _Builder:
             if not incoming or not carried <= atoms:
                 return self._end(target, atoms, weight), None
         outgoing = self._scales.times(weight, incoming)
+        if place.target_scale is not None:
+            known = self._under(place.target_scale, target.path)
+            if known != outgoing and not square:
+                return None  # of another window of the parameter, with neurons of the same order
+            outgoing = known
         return self._end(target, atoms, outgoing), self._end(source, atoms, incoming)
 
     def _match(self, dim: Dim, atoms: set[int], path: _Path) -> Piece | None:
@@ -153,7 +161,9 @@ class _Builder:
         found = []
         for piece in self._axes.pieces(dim):
             steps = {(self._axes.root(axis), start, stop) for axis, start, stop in piece.path}
-            if (set(piece.axes) & atoms and steps <= roots) or not piece.axes:
+            others = set(piece.axes) - atoms  # a parameter is broadcast along positions
+            fits = (set(piece.axes) & atoms or not piece.axes) and steps <= roots
+            if fits and not any(map(self._is_neuron, others)):
                 found.append((set(piece.path) <= set(path), piece))
         return max(found, key=lambda item: item[0])[1] if found else None
 

@@ -28,7 +28,7 @@ class Place:
     target: Dim
     source: Dim | None = None
     source_scale: Powers = field(default_factory=dict)
-    target_scale: Powers = field(default_factory=dict)  # when it was read, for a second time
+    target_scale: Powers | None = None  # the product of the parameter's and the source's if None
 
 
 class NoRuleError(Exception):
@@ -168,28 +168,30 @@ class Program:
             return Value(result, self.scales.summed(product, over))
         others = [v for i, v in enumerate(values) if i != weight]
         incoming = self.scales.times(*(other.scale for other in others))
-        again = self._place_again(values[weight], incoming)
-        if again is not None:
-            return Value(result, again)
-        scale = self.scales.summed(product, over)
         known = {n for i, names in enumerate(labels) if i != weight for n in names}
         own = dict(zip(labels[weight], values[weight].dims, strict=True))
         shared = [dim for name, dim in own.items() if name in output and name in known]
         target = [dim for name, dim in own.items() if name in output and name not in known]
         source = [dim for name, dim in own.items() if name not in output and name[0] != "k"]
+        ends = [tuple(a for dim in (*shared, *end) for a in dim) for end in (target, source)]
+        again = self._place_again(values[weight], ends, incoming)
+        if again is not None:
+            return Value(result, again)
+        scale = self.scales.summed(product, over)
         self.axes.produce(target)
-        ends = (tuple(a for dim in (*shared, *end) for a in dim) for end in (target, source))
         self.place(values[weight], Place(*ends, incoming, scale))
         return Value(result, scale)
 
-    def _place_again(self, value: Value, incoming: Powers) -> Powers | None:
+    def _place_again(self, value: Value, ends: Sequence[Dim], incoming: Powers) -> Powers | None:
         """The multiplier behind a square weight that is applied a second time to its own output.
 
         A product of multipliers does not say which index of an axis that is there twice each is
-        for; the ends of its first use do.
+        for; the ends of its first use do, if they were the same dimensions of it.
         """
         places = self.places.get(value.parameter, [])
-        if len(places) != 1 or places[0].source is None or not self.repeated(value):
+        if len(places) != 1 or [places[0].target, places[0].source] != ends:
+            return None
+        if places[0].target_scale is None or not self.repeated(value):
             return None
         self.scales.equate(places[0].source_scale, incoming)
         return self.scales.resolve(places[0].target_scale)
@@ -216,9 +218,11 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in node.meta["val"].shape)
 
 
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by its place or its name."""
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+def argument(node: Node, name: str, default: Any = None) -> Any:
+    """An argument of a call by its name in the operator's schema."""
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return given.get(name, default)
 
 
 def _flat(item: Any) -> list[Value]:

@@ -24,7 +24,7 @@ def linear(program: Program, node: Node) -> Value:
     batch = _BATCH[: len(x.dims) - 1]
     out = ("o",) if len(weight.dims) == 2 else ()
     result = program.contract([x, weight], [(*batch, "i"), (*out, "i")], (*batch, *out))
-    return _add_bias(program, node, result, argument(node, 2, "bias"))
+    return _add_bias(program, node, result, argument(node, "bias"))
 
 
 def matmul(program: Program, node: Node) -> Value:
@@ -77,7 +77,7 @@ def bilinear(program: Program, node: Node) -> Value:
     batch = _BATCH[: len(x.dims) - 1]
     labels = [(*batch, "i"), (*batch, "j"), ("o", "i", "j")]
     result = program.contract([x, z, weight], labels, (*batch, "o"))
-    return _add_bias(program, node, result, argument(node, 3, "bias"))
+    return _add_bias(program, node, result, argument(node, "bias"))
 
 
 def convolution(rank: int, *, transposed: bool = False) -> Rule:
@@ -88,7 +88,7 @@ def convolution(rank: int, *, transposed: bool = False) -> Rule:
 
     def rule(program: Program, node: Node) -> Value:
         x, weight = program.value(node.args[0]), program.value(node.args[1])
-        groups = argument(node, 7 if transposed else 6, "groups", 1)
+        groups = argument(node, "groups", 1)
         shape = shape_of(node)
         channel = len(x.dims) - rank - 1  # an unbatched input has no batch axis
         program.hold(x, x.dims[channel + 1 :])
@@ -105,7 +105,7 @@ def convolution(rank: int, *, transposed: bool = False) -> Rule:
         channels = tuple(a for dim in result.dims[channel:] for a in dim)
         fresh = program.axes.new_dims(shape[channel + 1 :], fixed=POSITIONS)
         result = Value((*result.dims[:channel], channels, *fresh), result.scale)
-        bias = argument(node, 2, "bias")
+        bias = argument(node, "bias")
         if bias is None:
             return result
         bias = program.value(bias)
@@ -135,7 +135,7 @@ def embedding(program: Program, node: Node) -> Value:
 def attention(program: Program, node: Node) -> Value:
     """``softmax(q kᵀ) v``: queries and keys have inverse scales, values keep theirs."""
     query, key, value = (program.value(a) for a in node.args[:3])
-    grouped = argument(node, 7, "enable_gqa", False) and len(query.dims) >= 4
+    grouped = argument(node, "enable_gqa", False) and len(query.dims) >= 3
     if grouped:  # several query heads for each head of keys and values
         heads = program.axes.size(key.dims[-3])
         place = len(query.dims) - 3
@@ -144,12 +144,12 @@ def attention(program: Program, node: Node) -> Value:
     scores = program.contract(
         [query, key], [(*batch, "l", "e"), (*batch, "s", "e")], (*batch, "l", "s")
     )
-    if argument(node, 5, "is_causal", False):
+    if argument(node, "is_causal", False):
         program.axes.fix(scores.dims[-2:], POSITIONS)
     program.scales.forbid(scores.scale)
     scores = Value(scores.dims)
     program.hidden.append(scores)
-    mask = argument(node, 3, "attn_mask")
+    mask = argument(node, "attn_mask")
     if mask is not None:
         flat = _heads_in_one(scores) if grouped else scores
         sizes = [program.axes.size(dim) for dim in flat.dims]

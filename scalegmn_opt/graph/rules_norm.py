@@ -1,5 +1,6 @@
 """Rules of operators that reduce: pooling, means, normalisation, softmax."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,12 +42,13 @@ def reduction(kind: str = "linear") -> Rule:
 
     def rule(program: Program, node: Node) -> Any:
         x = program.value(node.args[0])
-        place = 2 if "norm" in str(node.target) else 1
-        reduced = _reduced(argument(node, place, "dim"), len(x.dims))
-        keep = bool(argument(node, place + 1, "keepdim", False))
+        reduced = _reduced(argument(node, "dim"), len(x.dims))
+        keep = bool(argument(node, "keepdim", False))
         program.scales.hold(x.scale, [x.dims[i] for i in reduced])
         if kind != "linear":
             program.allow(x, POSITIVE_SCALE)
+        if _place_is_read(node):
+            program.axes.fix([x.dims[i] for i in reduced], "its place along them is read")
         program.place_vector(x)
         ones = program.axes.new_dims([1] * len(x.dims))
         pairs = enumerate(zip(x.dims, ones, strict=True))
@@ -56,6 +58,12 @@ def reduction(kind: str = "linear") -> Rule:
         return result if isinstance(node.meta["val"], Tensor) else [result, Value(tuple(dims))]
 
     return rule
+
+
+def _place_is_read(node: Node) -> bool:
+    """Whether the second output, the place of the largest element, is used."""
+    items = [user for user in node.users if user.target is operator.getitem]
+    return any(item.args[1] == 1 and item.users for item in items)
 
 
 def variance(program: Program, node: Node) -> Value:
@@ -73,13 +81,13 @@ def _reduced(over: Any, rank: int) -> set[int]:
 def batch_norm(program: Program, node: Node) -> Value:
     """Erases the scale of each channel; running statistics move along, they are no parameters."""
     x = program.value(node.args[0])
-    return _normalised(program, node, x, [x.dims[:1], x.dims[2:]], affine=(1, 2))
+    return _normalised(program, node, x, [x.dims[:1], x.dims[2:]])
 
 
 def instance_norm(program: Program, node: Node) -> Value:
     """Erases the scale of each channel, by statistics over its positions."""
     x = program.value(node.args[0])
-    return _normalised(program, node, x, [x.dims[2:]], affine=(1, 2))
+    return _normalised(program, node, x, [x.dims[2:]])
 
 
 def _normalised(
@@ -87,16 +95,14 @@ def _normalised(
     node: Node,
     x: Value,
     over: Sequence[Sequence[Dim]],
-    *,
-    affine: tuple[int, int],
 ) -> Value:
     """Over the given dimensions; weight and bias are one number a channel, dimension 1."""
     dims = [dim for part in over for dim in part]
     _erase(program, x, dims)
     positions = [1] * (len(x.dims) - 2)
     result, shape = Value(x.dims), shape_of(node)
-    for kind, place in zip(("weight", "bias"), affine, strict=True):
-        given = argument(node, place, kind)
+    for kind in ("weight", "bias"):
+        given = argument(node, kind)
         if given is not None:
             vector = program.value(given)
             wide = replace(vector, dims=(*vector.dims, *program.axes.new_dims(positions)))
@@ -126,8 +132,8 @@ def layer_norm(*, mean: bool) -> Rule:
         x, rank = program.value(node.args[0]), len(node.args[1])
         _erase(program, x, x.dims[-rank:])
         result, shape = Value(x.dims), shape_of(node)
-        for place, kind in enumerate(("weight", "bias") if mean else ("weight",), 2):
-            given = argument(node, place, kind)
+        for kind in ("weight", "bias") if mean else ("weight",):
+            given = argument(node, kind)
             if given is not None:
                 result = _affine(program, result, program.value(given), kind, shape)
         return result
@@ -143,7 +149,7 @@ def group_norm(program: Program, node: Node) -> Value:
     split = Value((x.dims[0], outer, inner, *x.dims[2:]), x.scale, 1.0, x.parameter)
     whole = Value((x.dims[0], (*outer, *inner), *x.dims[2:]), x.scale, 1.0, x.parameter)
     _erase(program, split, split.dims[2:])
-    return _normalised(program, node, whole, [], affine=(2, 3))
+    return _normalised(program, node, whole, [])
 
 
 def softmax(program: Program, node: Node) -> Value:

@@ -23,7 +23,7 @@ def activation(name: str, *, slope: float | None = None) -> Rule:
         x = program.value(node.args[0])
         parameter = x.gain
         if slope is not None:
-            parameter = float(argument(node, 1, "negative_slope", slope))
+            parameter = float(argument(node, "negative_slope", slope))
             if x.gain != 1.0:  # σ(gain z) is no activation of the table
                 program.activations.append((x, Activation("identity", x.gain)))
         return program.activate(x, Activation(name, parameter))
@@ -65,7 +65,7 @@ def _is_in_softsign(node: Node) -> bool:
 
 def hardtanh(program: Program, node: Node) -> Value:
     """Odd only if the two bounds are opposite (ReLU6 is a hardtanh, too)."""
-    low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+    low, high = argument(node, "min_val", -1.0), argument(node, "max_val", 1.0)
     rule = activation("hardtanh") if (low, high) == (-1.0, 1.0) else unnamed(PERMUTATION)
     return rule(program, node)
 
@@ -84,11 +84,14 @@ def prelu(program: Program, node: Node) -> Value:
 def clamp(program: Program, node: Node) -> Value:
     """From below at 0 it is a ReLU, from below at a tiny number the guard of a division."""
     x = program.value(node.args[0])
-    low, high = argument(node, 1, "min"), argument(node, 2, "max")
+    low, high = argument(node, "min"), argument(node, "max")
     if isinstance(low, Node) or isinstance(high, Node):
         program.give_up(program.inputs(node), "clamped by a tensor")
         return program.constant(shape_of(node), "clamped by a tensor")
-    homogeneous = high is None and low is not None and 0 <= low <= _LARGEST_EPSILON
+    guarded = is_reduced(node.args[0])
+    homogeneous = (
+        high is None and low is not None and 0 <= low <= (_LARGEST_EPSILON if guarded else 0)
+    )
     program.allow(x, POSITIVE_SCALE if homogeneous else PERMUTATION)
     if homogeneous and low:
         program.scales.erase(x.scale)
@@ -98,7 +101,7 @@ def clamp(program: Program, node: Node) -> Value:
 
 def glu(program: Program, node: Node) -> Value:
     """``a · sigmoid(b)`` of the two halves of a dimension."""
-    x, dim = program.value(node.args[0]), argument(node, 1, "dim", -1)
+    x, dim = program.value(node.args[0]), argument(node, "dim", -1)
     half = program.axes.size(x.dims[dim]) // 2
     first, gate = take(program, x, dim, 0, half), take(program, x, dim, half, 2 * half)
     program.scales.forbid(gate.scale)
@@ -116,7 +119,14 @@ def add(program: Program, node: Node) -> Value:
         else:
             program.scales.forbid(result.scale)
             return Value(result.dims)
-    return replace(result, gain=tensors[0].gain if len(tensors) == 1 else 1.0)
+    keeps_gain = len(tensors) == 1 and isinstance(node.args[0], Node)  # not the negative of one
+    return replace(result, gain=tensors[0].gain if keeps_gain else 1.0)
+
+
+def is_reduced(node: Node) -> bool:
+    """Whether a tensor is a mean, a norm or the like: 0 only if all it was computed from is."""
+    reduced = (aten.mean, aten.sum, aten.var, aten.std, aten.linalg_vector_norm)
+    return getattr(node.target, "overloadpacket", None) in reduced
 
 
 def _is_epsilon(node: Node, number: Any) -> bool:
@@ -127,6 +137,7 @@ def _is_epsilon(node: Node, number: Any) -> bool:
     return (
         isinstance(number, float)
         and 0 < number <= _LARGEST_EPSILON
+        and all(is_reduced(argument) for argument in node.all_input_nodes)
         and all(target in roots for target in users)
     )
 
@@ -144,7 +155,7 @@ def multiply(program: Program, node: Node) -> Value:
 def divide(program: Program, node: Node) -> Value:
     """By a number, or elementwise by a tensor: multipliers are divided."""
     first, second = node.args[:2]
-    if argument(node, 2, "rounding_mode") is not None:
+    if argument(node, "rounding_mode") is not None:
         return elementwise_fixed(program, node)
     if not isinstance(second, Node):
         x = program.value(first)
@@ -161,7 +172,7 @@ def power(exponent: float | None = None) -> Rule:
     """``x ** n``: multipliers to the same power; a root needs an even one."""
 
     def rule(program: Program, node: Node) -> Value:
-        n = argument(node, 1, "exponent") if exponent is None else exponent
+        n = argument(node, "exponent") if exponent is None else exponent
         if not isinstance(node.args[0], Node) or isinstance(n, Node):
             return elementwise_fixed(program, node)
         x = program.value(node.args[0])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -13,6 +14,21 @@ from scalegmn_opt.graph.program import NoRuleError, Program, Value, argument, sh
 def transparent(program: Program, node: Node) -> Value:
     """Keeps the axes and commutes with any multiplier (dropout, contiguous, to, detach)."""
     return program.value(node.args[0])
+
+
+def cast(program: Program, node: Node) -> Value:
+    """To another type or device; a number that becomes an integer keeps its multiplier 1."""
+    x = program.value(node.args[0])
+    before, after = (n.meta["val"].dtype for n in (node.args[0], node))
+    if _is_exact(after) or not _is_exact(before):
+        return x
+    program.scales.forbid(x.scale)
+    program.place_vector(x)
+    return Value(x.dims)
+
+
+def _is_exact(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def constant(program: Program, node: Node) -> Value:
@@ -28,6 +44,8 @@ def uniform(program: Program, node: Node) -> Value:
 def view(program: Program, node: Node) -> Value:
     """Flatten, unflatten, view, reshape, squeeze and unsqueeze: factors are regrouped."""
     x = program.value(node.args[0])
+    if isinstance(argument(node, "dtype"), torch.dtype):
+        raise NoRuleError("its bits are read as another type")
     return replace(x, dims=program.reshape(x, x.dims, shape_of(node)))
 
 
@@ -41,7 +59,7 @@ def transpose(program: Program, node: Node) -> Value:
     """Exchanges two dimensions."""
     x = program.value(node.args[0])
     dims = list(x.dims)
-    first, second = argument(node, 1, "dim0"), argument(node, 2, "dim1")
+    first, second = argument(node, "dim0", -2), argument(node, "dim1", -1)
     dims[first], dims[second] = dims[second], dims[first]
     return replace(x, dims=tuple(dims))
 
@@ -77,7 +95,7 @@ def repeat(program: Program, node: Node) -> Value:
 
 def repeat_interleave(program: Program, node: Node) -> Value:
     """Repeats every element of a dimension: the copies are a new minor axis."""
-    x, dim = program.value(node.args[0]), argument(node, 2, "dim")
+    x, dim = program.value(node.args[0]), argument(node, "dim")
     if dim is None or isinstance(node.args[1], Node):
         raise NoRuleError("it has no dimension, or a count for each element")
     dims = list(x.dims)
@@ -122,9 +140,9 @@ def _part_of_scale(program: Program, value: Value, dim: Dim, start: int, stop: i
 
 def slice_(program: Program, node: Node) -> Value:
     """``x[..., start:stop:step]``"""
-    x, dim = program.value(node.args[0]), argument(node, 1, "dim", 0)
+    x, dim = program.value(node.args[0]), argument(node, "dim", 0)
     size = program.axes.size(x.dims[dim])
-    bounds = (argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1))
+    bounds = (argument(node, "start"), argument(node, "end"), argument(node, "step", 1))
     start, stop, step = slice(*bounds).indices(size)
     if step == 1:
         return take(program, x, dim, start, max(start, stop))
@@ -154,13 +172,13 @@ def _element(program: Program, value: Value, dim: int, index: int) -> Value:
 
 def unbind(program: Program, node: Node) -> list[Value]:
     """All elements of a dimension."""
-    x, dim = program.value(node.args[0]), argument(node, 1, "dim", 0)
+    x, dim = program.value(node.args[0]), argument(node, "dim", 0)
     return [_element(program, x, dim, i) for i in range(program.axes.size(x.dims[dim]))]
 
 
 def split(program: Program, node: Node) -> list[Value]:
     """Consecutive ranges of a dimension (split, split_with_sizes, chunk)."""
-    x, dim = program.value(node.args[0]), argument(node, 2, "dim", 0)
+    x, dim = program.value(node.args[0]), argument(node, "dim", 0)
     out, start = [], 0
     for part in node.meta["val"]:
         size = int(part.shape[dim])
@@ -179,7 +197,7 @@ def getitem(program: Program, node: Node) -> Value:
 def cat(program: Program, node: Node) -> Value:
     """Neurons that follow one another, or more positions."""
     shape = shape_of(node)
-    dim = argument(node, 1, "dim", 0) % len(shape)
+    dim = argument(node, "dim", 0) % len(shape)
     every = [program.value(argument) for argument in node.args[0]]
     values = [v for v in every if all(map(program.axes.size, v.dims))]  # none that are empty
     if len(values) <= 1:
@@ -206,7 +224,7 @@ def stack(program: Program, node: Node) -> Value:
     """Tensors on the same neurons, along a new dimension."""
     values = [program.value(argument) for argument in node.args[0]]
     shape = shape_of(node)
-    dim = argument(node, 1, "dim", 0) % len(shape)
+    dim = argument(node, "dim", 0) % len(shape)
     whole = program.sum(values, (*shape[:dim], *shape[dim + 1 :]))
     fresh = (program.axes.new(shape[dim], fixed="stacked"),)
     return replace(whole, dims=(*whole.dims[:dim], fresh, *whole.dims[dim:]))
@@ -216,14 +234,16 @@ def index(program: Program, node: Node) -> Value:
     """``x[:, i, :, j]``: what is looked up by index keeps its place."""
     x, indices, shape = program.value(node.args[0]), node.args[1], shape_of(node)
     places = [i for i, item in enumerate(indices) if item is not None]
-    looked_up = [x.dims[i] for i in places]
-    program.hold(x, looked_up, "looked up by index")
+    program.hold(x, [x.dims[i] for i in places], "looked up by index")
     kept = [dim for i, dim in enumerate(x.dims) if i not in places]
     start = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     count = len(shape) - len(kept)
     if count < 0:
         raise NoRuleError("its indices are of an unknown kind")
-    fresh = program.axes.new_dims(shape[start : start + count], fixed="looked up by index")
+    by = [program.value(indices[i]) for i in places]
+    for value in by:
+        program.scales.forbid(value.scale)
+    fresh = program.broadcast(by, shape[start : start + count])
     scale = program.scales.resolve(x.scale)
     return replace(x, dims=(*kept[:start], *fresh, *kept[start:]), scale=scale)
 
@@ -237,7 +257,7 @@ def pad(program: Program, node: Node) -> Value:
         if any(widths[2 * i : 2 * i + 2]):
             program.hold(x, [dims[place]], "padded")
             dims[place] = (program.axes.new(shape[place], fixed=POSITIONS),)
-    mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value", 0.0)
+    mode, value = argument(node, "mode", "constant"), argument(node, "value", 0.0)
     if mode == "constant" and value:
         program.scales.forbid(x.scale)
     return Value(tuple(dims), program.scales.resolve(x.scale))
@@ -245,12 +265,18 @@ def pad(program: Program, node: Node) -> Value:
 
 def moved(program: Program, node: Node) -> Value:
     """Roll, flip and cumulative sums: positions whose order counts."""
-    x = program.value(node.args[0])
-    name = "dims" if len(node.args) > 2 or "dims" in node.kwargs else "dim"
-    places = argument(node, 2 if name == "dims" and len(node.args) > 2 else 1, name, [])
+    x, shape = program.value(node.args[0]), shape_of(node)
+    if len(node.all_input_nodes) > 1:
+        raise NoRuleError("it reads more than one tensor")
+    places = argument(node, "dims", argument(node, "dim", -1 if "diff" in str(node.target) else []))
     places = places if isinstance(places, list | tuple) else [places]
-    program.hold(x, [x.dims[i] for i in places] if places else x.dims)
-    return Value(x.dims, program.scales.resolve(x.scale))
+    program.hold(x, [x.dims[i] for i in places] or x.dims)
+    pairs = zip(x.dims, shape, strict=True)
+    dims = (
+        d if program.axes.size(d) == n else program.axes.new_dims([n], fixed=POSITIONS)[0]
+        for d, n in pairs
+    )
+    return Value(tuple(dims), program.scales.resolve(x.scale))
 
 
 def pixel_shuffle(program: Program, node: Node) -> Value:

@@ -47,13 +47,16 @@ class ScaleTable:
         out: Powers = {}
         for index, power in powers.items():
             unknown = self._all[index]
-            if unknown.value is not None:
-                found = self.resolve(unknown.value)
-            else:
-                found = {index: 1} if unknown.flips or unknown.rescales else {}
+            found = {index: 1} if unknown.value is None else self.resolve(unknown.value)
             for other, inner in found.items():
                 out[other] = out.get(other, 0) + power * inner
-        return {index: power for index, power in sorted(out.items()) if power}
+        left = ((index, self._power(index, power)) for index, power in sorted(out.items()))
+        return {index: power for index, power in left if power}
+
+    def _power(self, index: int, power: int) -> int:
+        """The power of a multiplier that may be a sign only, or 1."""
+        unknown = self._all[index]
+        return power if unknown.rescales else power % 2 if unknown.flips else 0
 
     def axes(self, index: int) -> set[int]:
         """The axes that a multiplier depends on."""
@@ -134,7 +137,11 @@ class ScaleTable:
         self, powers: Mapping[int, int], *, flips: bool = True, rescales: bool = True
     ) -> None:
         """Allow no negative multipliers, no other magnitudes than 1, or neither."""
-        for index, power in self.resolve(powers).items():
+        found = self.resolve(powers)
+        if flips and rescales and len(found) > 1 and 1 in map(abs, found.values()):
+            self.equate(found, {})
+            return
+        for index, power in found.items():
             unknown = self._all[index]
             unknown.flips &= not flips or power % 2 == 0
             unknown.rescales &= not rescales

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from scalegmn_opt.graph import Axis, NeuronGroup, Scale, WeightBlock, WeightGraph, pack, unpack
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
+_INSTANCE_NORM = inspect.signature(F.instance_norm)
 _ERASED = 1e8  # makes an epsilon of 1e-5 a part in 1e21 of a variance of 1
 
 
@@ -222,7 +223,7 @@ def verify(
 
 
 class _Exact(TorchFunctionMode):
-    """All in float64, and batch normalisation by the batch's statistics, as in training."""
+    """All in float64, and normalisation by statistics of what is there, as in training."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -234,6 +235,10 @@ class _Exact(TorchFunctionMode):
         if func is F.batch_norm:
             given = _BATCH_NORM.bind(*args, **kwargs).arguments
             given |= {"running_mean": None, "running_var": None, "training": True}
+            return func(**given)
+        if func is F.instance_norm:
+            given = _INSTANCE_NORM.bind(*args, **kwargs).arguments
+            given |= {"running_mean": None, "running_var": None, "use_input_stats": True}
             return func(**given)
         if func is torch.batch_norm:  # input, weight, bias, mean, variance, training, ...
             args = (*args[:3], None, None, True, *args[6:])
