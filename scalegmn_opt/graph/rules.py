@@ -144,7 +144,7 @@ _TABLE: dict[Rule, tuple[str, ...]] = {
     ),
     transparent: (
         *("dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone"),
-        *("detach", "detach_", "lift_fresh_copy"),
+        *("detach", "detach_", "alias", "lift_fresh_copy"),
     ),
     cast: ("to", "type_as"),
     constant: ("empty_like", "rand_like", "randn_like", "new_empty", "bernoulli"),

@@ -695,6 +695,7 @@ OTHERS = {
                 "dropout": lambda _, h: F.dropout(h, 0.5, False),
                 "dropout_": lambda _, h: F.dropout(h * 1, 0.5, False, True),
                 "alpha_dropout": lambda _, h: F.alpha_dropout(h, 0.5, False),
+                "alias": lambda _, h: torch.ops.aten.alias(h),
                 "detach": lambda _, h: h + (h * 2).detach(),
                 "detach_": lambda _, h: h + (h * 2).detach_(),
                 "zeros_like": lambda _, h: h + torch.zeros_like(h) * h,
