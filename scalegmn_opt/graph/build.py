@@ -198,6 +198,9 @@ class _Builder:
         orders = [self._orders[end.key] for end in present]
         own = [value.dims[i] for i in owners]
         slots = [slots_of(own, dim) for dim in (place.target, place.source)][: len(present)]
+        square = self._program.repeated(Value(tuple(map(tuple, dims))))
+        if square and len(present) == 2 and not _tell_apart(slots, len(own)):
+            return None
         pattern = Pattern(self._axes, dims, orders, slots)
         return pattern.block(value.parameter, groups, window)
 
@@ -262,3 +265,10 @@ class _Builder:
         }
         used = {i for _, powers in self._groups for i, _ in powers}
         self.misfits += [partial(self._scales.forbid, {i: 1}) for i in sorted(used - owned)]
+
+
+def _tell_apart(slots: list[set[int]], rank: int) -> bool:
+    """Give each end of a square weight its dimensions; one that has none gets what is left."""
+    first, second = slots
+    slots[:] = [first or set(range(rank)) - second, second or set(range(rank)) - first]
+    return not slots[0] & slots[1]

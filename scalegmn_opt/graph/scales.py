@@ -143,17 +143,25 @@ class ScaleTable:
             return
         for index, power in found.items():
             unknown = self._all[index]
+            before = unknown.flips, unknown.rescales
             unknown.flips &= not flips or power % 2 == 0
             unknown.rescales &= not rescales
-            for part in unknown.parts.values():
-                self.forbid(self.power(part, power), flips=flips, rescales=rescales)
+            if (unknown.flips, unknown.rescales) != before:
+                for part in list(unknown.parts.values()):
+                    self.forbid(self.power(part, power), flips=flips, rescales=rescales)
 
     def erase(self, powers: Mapping[int, int]) -> None:
-        """Record that a normalisation, but for its epsilon, divides the multipliers out."""
+        """Record that a normalisation, but for its epsilon, divides the multipliers out.
+
+        An inverse multiplier is given up: the larger it is, the more the epsilon counts.
+        """
         for index, power in self.resolve(powers).items():
-            self._all[index].erased |= power > 0
-            for part in self._all[index].parts.values():
-                self.erase(self.power(part, power))
+            if power < 0:
+                self.forbid({index: 1}, flips=False)
+            elif not self._all[index].erased:
+                self._all[index].erased = True
+                for part in list(self._all[index].parts.values()):
+                    self.erase(self.power(part, power))
 
     def hold(self, powers: Mapping[int, int], dims: Sequence[Dim]) -> None:
         """Forbid the multiplier to depend on the index along ``dims``."""
