@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from scalegmn_opt.graph import trace
+from scalegmn_opt.graph import TraceWarning, trace
 from scalegmn_opt.graph.rules import RULES
 from scalegmn_opt.symmetry import verify
 
@@ -765,6 +766,18 @@ def check(make, groups):
 @pytest.mark.parametrize("name", CASES)
 def test_claims(name):
     check(*CASES[name])
+
+
+@pytest.mark.parametrize("parametrise", [weight_norm, spectral_norm, orthogonal])
+def test_parametrised_weights_are_fixed_with_a_warning(parametrise):
+    torch.manual_seed(0)
+    module = nn.Sequential(L(3, 6)(), nn.Tanh(), parametrise(nn.Linear(6, 4)), nn.Tanh(), L(4, 2)())
+    x = torch.randn(5, 3)
+    with pytest.warns(TraceWarning, match="no rule for operator aten"):
+        graph = trace(module, (x,))
+    assert list(graph.parameters) == [name for name, _ in module.named_parameters()]
+    assert verify(module, graph, (x,)).error <= 1e-8
+    assert not any(group.symmetry.permutes for group in graph.groups)
 
 
 def operators(module, inputs):
