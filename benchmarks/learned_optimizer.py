@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon
 from scalegmn_opt.tasks import MLPClassification, digits, mnist
 
 STEPS, SEEDS = 500, 3
@@ -63,7 +64,7 @@ def adam(model: nn.Module, *, lr: float) -> Optimizer:
 
 
 def compare(name: str, task: MLPClassification, rule: UpdateRule) -> list[dict[str, Any]]:
-    """Rows for Adam tuned in two ways and by default, and for the rule, trained and untrained."""
+    """Rows for Adam tuned in two ways and by default, the rule, trained or not, and controls."""
     found = {lr: medians(task, partial(adam, lr=lr)) for lr in LEARNING_RATES}
     best, fastest = (
         min(found, key=lambda lr: found[lr][goal]) for goal in ("validation loss", "mean loss")
@@ -75,6 +76,12 @@ def compare(name: str, task: MLPClassification, rule: UpdateRule) -> list[dict[s
         "Adam, lr 0.001 (default)": found[1e-3],
         "LearnedOptimizer": medians(task, learned),
         "LearnedOptimizer, untrained rule": medians(task, partial(learned, rule=UpdateRule())),
+        **{
+            control.__name__: medians(
+                task, partial(control.for_model, example_inputs=task.example_inputs)
+            )
+            for control in (GaugeAdam, GaugeMuon)
+        },
     }
     return [{"task": name, "optimizer": way, **numbers} for way, numbers in ways.items()]
 

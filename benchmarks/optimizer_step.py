@@ -12,8 +12,10 @@ from measure import cpu_seconds, median, peak_bytes, report
 from torch import nn
 
 from scalegmn_opt import LearnedOptimizer
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon
 
 SIZES = {"0.1 M": (784, 128, 10), "1 M": (784, 1024, 256, 10)}
+OURS = {cls.__name__: cls for cls in (LearnedOptimizer, GaugeAdam, GaugeMuon)}
 REPEATS = 10
 
 
@@ -30,10 +32,10 @@ def measure(name: str, size: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, inputs = perceptron(SIZES[size]), torch.randn(64, 784)
-    if name == "LearnedOptimizer":
-        optimizer: torch.optim.Optimizer = LearnedOptimizer.for_model(model, (inputs,))
+    if name == "Adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters())
     else:
-        optimizer = torch.optim.Adam(model.parameters())
+        optimizer = OURS[name].for_model(model, (inputs,))
     model(inputs).square().mean().backward()
     count = sum(p.numel() for p in model.parameters())
     baseline = peak_bytes()
@@ -59,10 +61,10 @@ if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     rows = []
     for size in SIZES:
-        for name in ("Adam", "LearnedOptimizer"):
+        adam = None
+        for name in ("Adam", *OURS):
             with context.Pool(1) as pool:
-                rows.append(pool.apply(measure, (name, size)))
-    for ours, adam in zip(rows[1::2], rows[0::2], strict=True):
-        ours["times Adam"] = ours["ms per step (median)"] / adam["ms per step (median)"]
-        adam["times Adam"] = 1.0
+                row = pool.apply(measure, (name, size))
+            adam = adam or row["ms per step (median)"]
+            rows.append({**row, "times Adam": row["ms per step (median)"] / adam})
     report("optimizer_step", rows)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from scalegmn_opt.meta.task import TaskSuite
 from scalegmn_opt.meta.unroll import InnerRun
-from scalegmn_opt.optim.rule import State, UpdateRule
+from scalegmn_opt.optim.rule import UpdateRule
+from scalegmn_opt.optim.state import State
 
 LOSS_FLOOR = 0.02  # log(loss + floor): a loss near zero is as good as zero
 EXPLODED = 1.0  # rise of log(loss + floor) since a run's start after which it is given up

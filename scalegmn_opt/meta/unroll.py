@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scalegmn_opt.graph import stack_parameters
 from scalegmn_opt.meta.task import Task, TaskSuite
-from scalegmn_opt.optim.rule import State, UpdateRule
+from scalegmn_opt.optim.rule import UpdateRule
+from scalegmn_opt.optim.state import State
 
 
 class InnerRun:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,17 @@ from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack, u
 from scalegmn_opt.heads import DeltaHead
 from scalegmn_opt.nn import ScaleInv
 from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
+from scalegmn_opt.optim.state import Rule, State, gauge_ratios, step_scale
 from scalegmn_opt.pretrained import restore, save_weights
-from scalegmn_opt.symmetry import Gauge, forward_sweep, gauged, scale_ratio
+from scalegmn_opt.symmetry import gauged
 
-State = dict[str, dict[str, Tensor]]  # by parameter; see UpdateRule.init
-
-FAST_DECAY, SLOW_DECAY, SQUARE_DECAY = 0.9, 0.98, 0.99
 _DIRECTIONS = 3  # fast and slow momentum relative to noise, whitened momentum
 _TIME_SCALES = (10.0, 100.0, 1000.0)  # steps at which a time feature is half-way
 _MAX_LOG_STEP = 3.0
 _SCALAR_GAIN = 10.0  # the few global scalars learn ten times as fast as the network's weights
 
 
-class UpdateRule(nn.Module):
+class UpdateRule(Rule):
     """``(graph, params, grads, state) -> (updates, state)``, equivariant and without side effects.
 
     The update of an edge is, in gauge coordinates,
@@ -47,6 +45,8 @@ class UpdateRule(nn.Module):
         Kalogeropoulos et al., arXiv 2406.10685; Metz et al., "VeLO", arXiv 2211.09760 (time and
         momentum features); Jordan et al., "Muon" (2024) (whitened direction).
     """
+
+    decays: ClassVar = {"fast": 0.9, "slow": 0.98, "square": 0.99}
 
     def __init__(
         self,
@@ -90,24 +90,6 @@ class UpdateRule(nn.Module):
         """Write a file that :meth:`from_pretrained` reads."""
         save_weights(path, self, kind="rule", config=self.config)
 
-    @staticmethod
-    def init(
-        graph: WeightGraph, params: Mapping[str, Tensor], *, input_rms: Tensor | float = 1.0
-    ) -> State:
-        """The state before the first step: 12 bytes a parameter in float32, and a few a neuron.
-
-        ``step`` (batch,); ``fast``, ``slow``, ``square`` (batch, *shape); the gauge of the initial
-        parameters at both ends of a block, ``target`` (batch, out) and ``source`` (batch, in). With
-        the gauge of the present parameters the steps would grow with the weights, exponentially.
-
-        Args:
-            input_rms: root mean square of the networks' inputs, a number or (batch,).
-        """
-        gauge = forward_sweep(graph, pack(graph, params), input_rms=input_rms)
-        return {
-            name: _rest(params[name], blocks, gauge) for name, blocks in graph.parameters.items()
-        }
-
     def forward(
         self,
         graph: WeightGraph,
@@ -121,10 +103,10 @@ class UpdateRule(nn.Module):
             params, grads: (batch, *shape) by name.
             state: from :meth:`init` or the previous step.
         """
-        state = {name: _advance(state[name], grad) for name, grad in grads.items()}
-        ratios = _ratios(graph, state)
+        state = self._advance(state, grads)
+        ratios = gauge_ratios(graph, state)
         directions = {
-            b.name: _directions(b, ratios[b.name], state[b.parameter]) for b in graph.blocks
+            b.name: self._directions(b, ratios[b.name], state[b.parameter]) for b in graph.blocks
         }
         weights = {n: w / ratios[n] for n, w in pack(graph, params).items()}
         gradients = {n: g * ratios[n] for n, g in pack(graph, grads).items()}
@@ -141,6 +123,16 @@ class UpdateRule(nn.Module):
             step = step * length.repeat_interleave(block.folds, 0)
             updates[block.name] = ratios[block.name] * step * step_scale(graph, block)
         return unpack(graph, updates), state
+
+    def _directions(
+        self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """Descent directions (batch · folds, out, in, kernel) in gauge coordinates."""
+        square = block.pack(self.unbiased(state, "square"))
+        fast = -block.pack(self.unbiased(state, "fast"))
+        slow = -block.pack(self.unbiased(state, "slow"))
+        relative = [relative_to_noise(momentum, square) for momentum in (fast, slow)]
+        return [*relative, whitened(fast * ratio, folds=block.folds)]
 
     def _neuron_terms(self, out: WeightFeatures) -> dict[str, tuple[Tensor, ...]]:
         """Terms (batch, nodes, 1 + directions) of a neuron as target and as source, by group."""
@@ -167,65 +159,6 @@ class UpdateRule(nn.Module):
         """A learned schedule without a horizon, (batch, 1, 1, 1), of the steps so far (batch,)."""
         features = torch.cat([torch.ones_like(steps)[:, None], _time(steps)], 1)
         return torch.exp(_SCALAR_GAIN * (features @ self.schedule))[:, None, None, None]
-
-
-def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
-    """Relative size of a step: ``1 / fan_in`` of a weight, ``1 / sqrt(fan_in)`` of a bias.
-
-    A vector on neurons without other incoming weights is treated as one weight a neuron.
-    """
-    if not block.is_vector:
-        return 1.0 / graph.fan_in[block.target]
-    if all(other.is_vector for other in graph.incoming[block.target]):
-        return 1.0 / (block.shape[0] * block.shape[2])
-    return graph.fan_in[block.target] ** -0.5
-
-
-def _rest(p: Tensor, blocks: tuple[WeightBlock, ...], gauge: Gauge) -> dict[str, Tensor]:
-    return {
-        "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
-        **{key: torch.zeros_like(p) for key in ("fast", "slow", "square")},
-        "target": torch.cat([gauge.scales[block.target] for block in blocks], 1),
-        "source": torch.cat([gauge.scales[block.source] for block in blocks], 1),
-    }
-
-
-def _advance(state: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    return {
-        **state,
-        "step": state["step"] + 1,
-        "fast": torch.lerp(grad, state["fast"], FAST_DECAY),
-        "slow": torch.lerp(grad, state["slow"], SLOW_DECAY),
-        "square": torch.lerp(grad.square(), state["square"], SQUARE_DECAY),
-    }
-
-
-def _ratios(graph: WeightGraph, state: State) -> dict[str, Tensor]:
-    """``s_i / s_j`` (batch · folds, out, in, 1) by block, from the gauge that the state keeps."""
-    ratios = {}
-    for name, blocks in graph.parameters.items():
-        ends = (
-            state[name][end].split([graph.group[getattr(b, end)].size for b in blocks], 1)
-            for end in ("target", "source")
-        )
-        for block, target, source in zip(blocks, *ends, strict=True):
-            ratios[block.name] = scale_ratio(block, target, source)
-    return ratios
-
-
-def _unbiased(state: dict[str, Tensor], key: str, decay: float) -> Tensor:
-    values = state[key]
-    step = state["step"].to(values).reshape(-1, *[1] * (values.ndim - 1))
-    return values / (1 - decay**step)
-
-
-def _directions(block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
-    """Descent directions (batch · folds, out, in, kernel) in gauge coordinates."""
-    square = block.pack(_unbiased(state, "square", SQUARE_DECAY))
-    fast = -block.pack(_unbiased(state, "fast", FAST_DECAY))
-    slow = -block.pack(_unbiased(state, "slow", SLOW_DECAY))
-    relative = [relative_to_noise(momentum, square) for momentum in (fast, slow)]
-    return [*relative, whitened(fast * ratio, folds=block.folds)]
 
 
 def _features(

@@ -405,20 +405,6 @@ def test_frozen_parameters():
     assert len(own.state) == 5
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_gradient_that_is_not_finite_changes_nothing(value):
-    model = network()
-    own = optimizer(model)
-    train(model, own)
-    before, state = values(model), copy.deepcopy(own.state_dict()["state"])
-    model[2].bias.grad[1] = value
-    with pytest.raises(ValueError, match=r"gradient of '2.bias': .* got 1 of 6"):
-        own.step()
-    assert same(before, values(model))
-    for index, tensors in own.state_dict()["state"].items():
-        assert all(torch.equal(t, state[index][key]) for key, t in tensors.items())
-
-
 def test_sparse_gradient():
     embedding = nn.Embedding(5, 3, sparse=True)
     own = LearnedOptimizer(embedding.named_parameters(), rule=RULE)

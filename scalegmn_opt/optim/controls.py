@@ -1,0 +1,102 @@
+"""Optimizers in gauge coordinates without anything learned: controls, and useful by themselves."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from scalegmn_opt.graph import WeightBlock, WeightGraph, unpack
+from scalegmn_opt.optim.base import GraphOptimizer
+from scalegmn_opt.optim.directions import relative_to_noise, whitened
+from scalegmn_opt.optim.state import Rule, State, gauge_ratios, step_scale
+
+
+class _DirectionRule(Rule):
+    """Steps along one direction in gauge coordinates, of the same size in every network."""
+
+    decays: ClassVar = {"fast": 0.9, "square": 0.999}
+
+    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """A descent direction (batch · folds, out, in, kernel) with entries O(1)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        state = self._advance(state, grads)
+        ratios = gauge_ratios(graph, state)
+        updates = {}
+        for block in graph.blocks:
+            ratio = ratios[block.name]
+            direction = self.direction(block, ratio, state[block.parameter])
+            updates[block.name] = ratio * direction * step_scale(graph, block)
+        return unpack(graph, updates), state
+
+
+class _AdamRule(_DirectionRule):
+    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
+        fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
+        return relative_to_noise(-fast, square)
+
+
+class _MuonRule(_DirectionRule):
+    decays: ClassVar = {"fast": 0.95, "square": 0.999}
+
+    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
+        fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
+        if block.is_vector:
+            return relative_to_noise(-fast, square)
+        return whitened(-fast * ratio, folds=block.folds)
+
+
+class _Control(GraphOptimizer):
+    _rule: ClassVar[type[Rule]]
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        model: nn.Module | None = None,
+        example_inputs: Sequence[Any] | None = None,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            params,
+            self._rule(),
+            model=model,
+            example_inputs=example_inputs,
+            lr=lr,
+            weight_decay=weight_decay,
+        )
+
+
+class GaugeAdam(_Control):
+    """Adam's direction in gauge coordinates: ``Δw_ij = -lr · s_i / (s_j fan_in) · m_ij / √v_ij``.
+
+    ``s`` is the size of a neuron's pre-activation at the start (:func:`forward_sweep`), so that a
+    step of 1 changes a pre-activation by at most about its size, whatever the width, and training
+    does not depend on how the network is scaled. One ``lr`` for all networks; arguments, state
+    and errors as in :class:`GraphOptimizer`, 8 bytes a parameter.
+
+    References:
+        Kingma and Ba, arXiv 1412.6980; the gauge after Neyshabur et al., "Path-SGD", 1506.02617.
+    """
+
+    _rule = _AdamRule
+
+
+class GaugeMuon(_Control):
+    """Muon in gauge coordinates: momentum with all singular values at about one, by ``1 / fan_in``.
+
+    Vectors take the step of :class:`GaugeAdam`. Arguments, state and errors as there.
+
+    References:
+        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
+    """
+
+    _rule = _MuonRule

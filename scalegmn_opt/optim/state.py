@@ -1,0 +1,112 @@
+"""What a rule remembers of each parameter, and the units of its steps."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn_opt.graph import WeightBlock, WeightGraph, pack
+from scalegmn_opt.symmetry import Gauge, forward_sweep, scale_ratio
+
+State = dict[str, dict[str, Tensor]]  # by parameter; see Rule.init
+
+
+class Rule(nn.Module):
+    """``(graph, params, grads, state) -> (updates, state)`` without side effects.
+
+    ``decays`` has the momenta, ``fast`` among them, and their averages' decay; ``square`` is the
+    one of squared gradients. All tensors have a leading batch axis of networks of one graph.
+    """
+
+    decays: ClassVar[dict[str, float]] = {}
+
+    @classmethod
+    def init(
+        cls,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        *,
+        input_rms: Tensor | float = 1.0,
+    ) -> State:
+        """The state before the first step: 4 bytes in float32 a parameter and decay, few a neuron.
+
+        ``step`` (batch,); an average (batch, *shape) for each of ``decays``; the gauge of the
+        initial parameters at both ends of a block, ``target`` (batch, out) and ``source``
+        (batch, in). With the gauge of the present parameters the steps would grow with the
+        weights, exponentially.
+
+        Args:
+            input_rms: root mean square of the networks' inputs, a number or (batch,).
+        """
+        gauge = forward_sweep(graph, pack(graph, params), input_rms=input_rms)
+        return {
+            name: cls._rest(params[name], blocks, gauge)
+            for name, blocks in graph.parameters.items()
+        }
+
+    @classmethod
+    def _rest(cls, p: Tensor, blocks: tuple[WeightBlock, ...], gauge: Gauge) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
+            **{key: torch.zeros_like(p) for key in cls.decays},
+            "target": torch.cat([gauge.scales[block.target] for block in blocks], 1),
+            "source": torch.cat([gauge.scales[block.source] for block in blocks], 1),
+        }
+
+    def forward(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        """One step: ``params + updates`` are the next parameters; no argument is modified."""
+        raise NotImplementedError
+
+    def _advance(self, state: State, grads: Mapping[str, Tensor]) -> State:
+        return {name: self._advance_one(state[name], grad) for name, grad in grads.items()}
+
+    def _advance_one(self, state: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+        averages = {
+            key: torch.lerp(grad.square() if key == "square" else grad, state[key], decay)
+            for key, decay in self.decays.items()
+        }
+        return {**state, "step": state["step"] + 1, **averages}
+
+    def unbiased(self, state: dict[str, Tensor], key: str) -> Tensor:
+        """An average (batch, *shape), corrected for its start at zero."""
+        values = state[key]
+        step = state["step"].to(values).reshape(-1, *[1] * (values.ndim - 1))
+        return values / (1 - self.decays[key] ** step)
+
+
+def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
+    """Relative size of a step: ``1 / fan_in`` of a weight, ``1 / sqrt(fan_in)`` of a bias.
+
+    A vector on neurons without other incoming weights is treated as one weight a neuron.
+    """
+    if not block.is_vector:
+        return 1.0 / graph.fan_in[block.target]
+    if all(other.is_vector for other in graph.incoming[block.target]):
+        return 1.0 / (block.shape[0] * block.shape[2])
+    return graph.fan_in[block.target] ** -0.5
+
+
+def gauge_ends(graph: WeightGraph, state: State) -> dict[str, tuple[Tensor, Tensor]]:
+    """The gauge that the state keeps, ``s_i`` (batch, out) and ``s_j`` (batch, in), by block."""
+    found = {}
+    for name, blocks in graph.parameters.items():
+        ends = (
+            state[name][end].split([graph.group[getattr(b, end)].size for b in blocks], 1)
+            for end in ("target", "source")
+        )
+        for block, target, source in zip(blocks, *ends, strict=True):
+            found[block.name] = target, source
+    return found
+
+
+def gauge_ratios(graph: WeightGraph, state: State) -> dict[str, Tensor]:
+    """``s_i / s_j`` (batch · folds, out, in, 1) by block, from the gauge that the state keeps."""
+    ends = gauge_ends(graph, state)
+    return {block.name: scale_ratio(block, *ends[block.name]) for block in graph.blocks}

@@ -1,0 +1,126 @@
+"""The guard of a step: what is not finite is masked and counted; a healthy step is untouched."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scalegmn_opt import LearnedOptimizer, UpdateRule
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon
+
+NOT_FINITE = [float("nan"), float("inf"), -float("inf"), 1e30]  # the last: its square is not
+CLASSES = [LearnedOptimizer, GaugeAdam, GaugeMuon]
+
+
+def rule():
+    torch.manual_seed(0)
+    return UpdateRule(node_channels=4, edge_channels=3, hidden_channels=6)
+
+
+def prepared(cls=LearnedOptimizer, **options):
+    """A model with gradients and its optimizer, after one step."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(8, 4)
+    options = {"rule": rule(), **options} if cls is LearnedOptimizer else options
+    own = cls.for_model(model, (x,), **options)
+    F.cross_entropy(model(x), torch.arange(8) % 3).backward()
+    own.step()
+    return model, own
+
+
+def tensors(model, own):
+    state = own.state_dict()["state"]
+    return [*model.parameters(), *(t for entry in state.values() for t in entry.values())]
+
+
+def assert_same(first, second):
+    for a, b in zip(tensors(*first), tensors(*second), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_masked_entries_count_as_zero(cls, value):
+    hurt, healthy = prepared(cls), prepared(cls)
+    hurt[0][2].weight.grad[1, 2] = value
+    healthy[0][2].weight.grad[1, 2] = 0.0
+    with pytest.warns(RuntimeWarning, match=r"step 2: masked 1 of 18 numbers .* '2.weight'"):
+        hurt[1].step()
+    healthy[1].step()
+    assert_same(hurt, healthy)
+    assert all(torch.isfinite(t).all() for t in tensors(*hurt))
+    assert hurt[1].health().masked == {"2.weight": 1}
+    assert not hurt[1].health().ok
+    assert healthy[1].health().ok
+    assert healthy[1].health().steps == 2
+
+
+def steps(own, count):
+    for _ in range(count):
+        own.step()
+
+
+def test_gradient_of_nothing_but_nan():
+    model, own = prepared()
+    for p in model.parameters():
+        p.grad.fill_(float("nan"))
+    with pytest.warns(RuntimeWarning) as caught:
+        steps(own, 2)
+    assert len(caught) == 4  # one for each parameter, not for each step
+    assert own.health().masked == {"0.weight": 48, "0.bias": 12, "2.weight": 36, "2.bias": 6}
+    assert all(torch.isfinite(t).all() for t in tensors(model, own))
+
+
+class Broken(UpdateRule):
+    """Gives an update of one parameter that cannot be right."""
+
+    def __init__(self, value):
+        super().__init__(node_channels=4, edge_channels=3, hidden_channels=6)
+        self.value = value
+
+    def forward(self, graph, params, grads, state):
+        updates, state = super().forward(graph, params, grads, state)
+        return {**updates, "0.bias": torch.full_like(updates["0.bias"], self.value)}, state
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_update_that_cannot_be_right_is_replaced_by_the_momentum_step(value):
+    with pytest.warns(RuntimeWarning, match="step 1: replaced the update of '0.bias'"):
+        model, own = prepared(rule=Broken(value))
+    untrained, _ = prepared(rule=UpdateRule(node_channels=4, edge_channels=3, hidden_channels=6))
+    assert own.health().replaced == {"0.bias": 1}
+    for found, expected in zip(model.parameters(), untrained.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_guard_does_not_touch_a_healthy_trajectory(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guarded = prepared()
+        guarded[1].step()
+    monkeypatch.setattr("scalegmn_opt.optim.base.finite", lambda name, grad, health: grad)
+    monkeypatch.setattr("scalegmn_opt.optim.base.guarded", lambda updates, *_: updates)
+    bare = prepared()
+    bare[1].step()
+    assert_same(guarded, bare)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))]
+)
+def test_health_is_copied_with_the_optimizer(duplicate):
+    model, own = prepared()
+    model[0].bias.grad[0] = float("nan")
+    with pytest.warns(RuntimeWarning):
+        own.step()
+    assert duplicate((model, own))[1].health() == own.health()
+
+
+def test_health_is_a_snapshot():
+    _, own = prepared()
+    own.health().masked["0.bias"] = 3
+    assert own.health().ok

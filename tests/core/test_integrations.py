@@ -1,0 +1,224 @@
+"""LearnedOptimizer inside what people train with: short real trainings."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from scalegmn_opt import LearnedOptimizer, UpdateRule
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > X[:, 1]).long()
+
+
+def rule():
+    torch.manual_seed(0)
+    return UpdateRule(node_channels=4, edge_channels=3, hidden_channels=6)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def optimizer(model):
+    return LearnedOptimizer.for_model(model, (X,), rule=rule())
+
+
+def train(model, own, steps=20, x=X):
+    losses = []
+    for _ in range(steps):
+        own.zero_grad()
+        loss = F.cross_entropy(model(x), Y)
+        loss.backward()
+        own.step()
+        losses.append(loss.item())
+    return losses
+
+
+def expected():
+    model = network()
+    return train(model, optimizer(model))
+
+
+def test_grad_scaler_skips_a_step_that_overflows():
+    model = network()
+    own = optimizer(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for _ in range(20):
+        own.zero_grad()
+        scaler.scale(F.cross_entropy(model(X), Y)).backward()
+        scaler.step(own)
+        scaler.update()
+    assert own.health().steps == 20
+    assert F.cross_entropy(model(X), Y) < 0.7 * expected()[0]
+    before = [p.detach().clone() for p in model.parameters()]
+    model[0].weight.grad[0, 0] = float("inf")
+    scaler.scale(torch.ones(()))
+    scaler.step(own)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert scaler.get_scale() < 2.0**10
+    assert own.health().ok
+
+
+def distributed(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    model = nn.parallel.DistributedDataParallel(network())
+    own = optimizer(model.module)
+    for _ in range(5):
+        own.zero_grad()
+        F.cross_entropy(model(X[rank::2]), Y[rank::2]).backward()
+        own.step()
+    torch.save(model.module.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel(tmp_path):
+    torch.multiprocessing.spawn(distributed, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    model = network()
+    train(model, optimizer(model), 5)
+    for name, p in model.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], p, rtol=1e-3, atol=1e-4)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+def test_gradient_checkpointing():
+    model = Checkpointed(network())
+    own = optimizer(model)
+    assert sum(group.symmetry.permutes for group in own.graph.groups) == 2
+    assert train(model, own) == expected()
+
+
+def test_compiled_model():
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    own = LearnedOptimizer.for_model(compiled, (X,), rule=rule())
+    assert sum(group.symmetry.permutes for group in own.graph.groups) == 2
+    assert train(compiled, own) == pytest.approx(expected(), rel=1e-5)
+
+
+def test_averaged_models():
+    model = network()
+    own = optimizer(model)
+    mean = AveragedModel(model)
+    moving = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    schedule = SWALR(own, swa_lr=0.1, anneal_epochs=5)
+    for _ in range(20):
+        train(model, own, 1)
+        mean.update_parameters(model)
+        moving.update_parameters(model)
+        schedule.step()
+    start = F.cross_entropy(network()(X), Y)
+    assert own.param_groups[0]["lr"] == pytest.approx(0.1)
+    for averaged in (mean, moving):
+        assert F.cross_entropy(averaged(X), Y) < 0.7 * start
+
+
+def test_accelerate_with_accumulation(tmp_path):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    plain = network()
+    model, own = accelerator.prepare(plain, optimizer(plain))
+    loader = accelerator.prepare(DataLoader(TensorDataset(X, Y), batch_size=16))
+
+    def epoch():
+        losses = []
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                loss = F.cross_entropy(model(x), y)
+                accelerator.backward(loss)
+                own.step()
+                own.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    first = epoch()
+    assert own.optimizer.health().steps == 2  # four batches, two of them a step
+    accelerator.save_state(tmp_path)
+    after = [epoch() for _ in range(3)]
+    accelerator.load_state(tmp_path)
+    assert [epoch() for _ in range(3)] == after
+    assert sum(after[-1]) < sum(first)
+
+
+class Pairs(Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return {"x": X[i], "labels": Y[i]}
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x, labels=None):
+        out = self.net(x)
+        return out if labels is None else (F.cross_entropy(out, labels), out)
+
+
+def test_trainer_of_transformers(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = Classifier()
+    start = F.cross_entropy(model(X), Y).item()
+    own = LearnedOptimizer.for_model(model, (X,), rule=rule())
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=20,
+        per_device_train_batch_size=64,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        lr_scheduler_type="constant",
+        save_steps=10,
+    )
+    Trainer(model, arguments, train_dataset=Pairs(), optimizers=(own, None)).train()
+    assert own.health().steps == 20
+    assert F.cross_entropy(model(X), Y) < 0.7 * start
+    # resuming from the checkpoint in the middle ends at the same place
+    again = Classifier()
+    other = LearnedOptimizer.for_model(again, (X,), rule=rule())
+    Trainer(again, arguments, train_dataset=Pairs(), optimizers=(other, None)).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-10")
+    )
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_distributed_checkpoint_state():
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    model = network()
+    own = optimizer(model)
+    train(model, own, 3)
+    state = get_optimizer_state_dict(model, own)
+    assert set(state["state"]) == {name for name, _ in model.named_parameters()}
+    other = copy.deepcopy(model)
+    again = optimizer(other)
+    set_optimizer_state_dict(other, again, copy.deepcopy(state))
+    assert train(other, again, 3) == train(model, own, 3)
