@@ -57,11 +57,11 @@ class GraphOptimizer(Optimizer):
             raise ValueError("model and example_inputs: expected both or neither, got one of them")
         self._graph: WeightGraph | None = None
         self._traced: WeightGraph | None = None
-        self._input_rms = 1.0
+        self.input_rms = 1.0
         self._model_parameters: dict[str, Tensor] = {}
         if model is not None and example_inputs is not None:
             self._traced = trace(model, example_inputs)
-            self._input_rms = _rms(example_inputs)
+            self.input_rms = _rms(example_inputs)
             self._model_parameters = dict(model.named_parameters())
         self.rule = rule.requires_grad_(False)
         self._health = Health()
@@ -73,14 +73,14 @@ class GraphOptimizer(Optimizer):
         return cls(model.named_parameters(), model=model, example_inputs=example_inputs, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("rule", "_graph", "_traced", "_input_rms", "_model_parameters", "_health")
+        own = ("rule", "_graph", "_traced", "input_rms", "_model_parameters", "_health")
         return super().__getstate__() | {name: self.__dict__[name] for name in own}
 
     @property
     def graph(self) -> WeightGraph:
         """The weight graph of the model's parameters and of any others that were given."""
         if self._graph is None:
-            self._graph = _extend(self._traced, self._named_parameters())
+            self._graph = _extend(self._traced, self.named_parameters())
         return self._graph
 
     def health(self) -> Health:
@@ -102,7 +102,7 @@ class GraphOptimizer(Optimizer):
             if not float(group[key]) >= 0.0:
                 raise ValueError(f"{key}: expected a number of at least 0.0, got {group[key]}")
         own = {id(p) for p in group["params"]}
-        for name, p in self._named_parameters().items():
+        for name, p in self.named_parameters().items():
             if id(p) in own and p.is_complex():
                 raise TypeError(f"params: expected real parameters, got complex {name!r}")
 
@@ -113,7 +113,7 @@ class GraphOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        names = {id(p): name for name, p in self._named_parameters().items()}
+        names = {id(p): name for name, p in self.named_parameters().items()}
         active = [
             (names[id(p)], p, group)
             for group in self.param_groups
@@ -136,7 +136,7 @@ class GraphOptimizer(Optimizer):
         self, active: list[tuple[str, Tensor]]
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """The rule on the whole graph; parameters without a gradient count as at rest."""
-        named = self._named_parameters()
+        named = self.named_parameters()
         parameters = {name: p for name, p in named.items() if p.numel() > 0}
         dtype = _working_dtype(parameters)
         params = {name: p.detach().to(dtype)[None] for name, p in parameters.items()}
@@ -149,7 +149,7 @@ class GraphOptimizer(Optimizer):
             if self.state.get(p)
         }
         if len(state) < len(params):
-            state = self.rule.init(self.graph, params, input_rms=self._input_rms) | state
+            state = self.rule.init(self.graph, params, input_rms=self.input_rms) | state
         self.rule.to(device=next(iter(params.values())).device, dtype=dtype)
         updates, state = self.rule(self.graph, params, grads, state)
         updates = guarded(updates, self.graph, state, self.rule, self._health)
@@ -173,7 +173,7 @@ class GraphOptimizer(Optimizer):
             for key, value in state_dict["state"].get(index, {}).items():
                 self.state[p][key] = value.detach().clone().to(p.device)
 
-    def _named_parameters(self) -> dict[str, Tensor]:
+    def named_parameters(self) -> dict[str, Tensor]:
         """All tensors the rule reads, by the model's, the given, or a name of their place."""
         named = dict(self._model_parameters)
         known = {id(p) for p in named.values()}

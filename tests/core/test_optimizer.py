@@ -236,6 +236,31 @@ def test_closure():
     assert own.step() is None
 
 
+def test_hooks_run_around_a_step_and_a_state_dict():
+    model = network()
+    own = optimizer(model)
+    seen = []
+    own.register_step_pre_hook(lambda *_: seen.append("before"))
+    own.register_step_post_hook(lambda *_: seen.append("after"))
+    own.register_state_dict_pre_hook(lambda _: seen.append("saving"))
+    own.register_state_dict_post_hook(lambda _, state: seen.append(f"saved {len(state)}"))
+    own.register_load_state_dict_pre_hook(lambda _, state: seen.append("loading"))
+    own.register_load_state_dict_post_hook(lambda _: seen.append("loaded"))
+    train(model, own)
+    own.load_state_dict(own.state_dict())
+    assert seen == ["before", "after", "saving", "saved 2", "loading", "loaded"]
+
+
+def test_step_pre_hook_may_clip():
+    model, other = network(), network()
+    own, plain = optimizer(model), optimizer(other)
+    own.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(model.parameters(), 0.0))
+    train(model, own, 2)
+    assert same(values(model), values(other))  # no gradient, no step
+    train(other, plain, 2)
+    assert not same(values(model), values(other))
+
+
 def test_groups_have_their_own_lr_and_weight_decay():
     model, reference = network(), network()
     first, second = model[0].parameters(), [*model[2].parameters(), *model[4].parameters()]
