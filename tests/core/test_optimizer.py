@@ -80,6 +80,27 @@ def cnn():
     )  # fmt: skip
 
 
+class Residual(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.first, self.second = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=1e-300) for _ in range(2))
+
+    def forward(self, x):
+        inner = self.norms[0](self.first(x)).relu()
+        return (x + self.norms[1](self.second(inner))).relu()
+
+
+def resnet():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 6, 2, padding=1, bias=False),
+        nn.BatchNorm2d(6, eps=1e-300), nn.ReLU(), Residual(6), Residual(6),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
 def normalised():
     return nn.Sequential(
         nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8, eps=1e-300), nn.ReLU(), nn.Linear(8, 6),
@@ -108,6 +129,7 @@ def transformer():
 
 MODELS = {
     "normalised": normalised,
+    "resnet": resnet,
     "grouped": grouped,
     "transformer": transformer,
     "positive scale": lambda: network(nn.ReLU),
@@ -148,7 +170,7 @@ def test_training_from_transformed_parameters_gives_the_same_function(name):
     assert divergence(name, make) < 1e-7
 
 
-@pytest.mark.parametrize("name", ["positive scale", "mixed", "cnn"])
+@pytest.mark.parametrize("name", ["positive scale", "mixed", "cnn", "resnet", "transformer"])
 def test_adam_depends_on_the_scales(name):
     assert divergence(name, lambda m, _: torch.optim.Adam(m.parameters(), lr=0.01)) > 1e-3
 
