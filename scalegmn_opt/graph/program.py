@@ -219,10 +219,14 @@ def shape_of(node: Node) -> tuple[int, ...]:
 
 
 def argument(node: Node, name: str, default: Any = None) -> Any:
-    """An argument of a call by its name in the operator's schema."""
-    names = [argument.name for argument in node.target._schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return given.get(name, default)
+    """An argument of a call, or what the operator has for it, by its name in the schema.
+
+    ``default`` is for overloads of the operator that have no such argument.
+    """
+    schema = node.target._schema.arguments
+    own = {a.name: a.default_value for a in schema if a.has_default_value()}
+    given = zip((a.name for a in schema), node.args, strict=False)
+    return (own | dict(given) | node.kwargs).get(name, default)
 
 
 def _flat(item: Any) -> list[Value]:

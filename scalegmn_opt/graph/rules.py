@@ -94,7 +94,7 @@ _TABLE: dict[Rule, tuple[str, ...]] = {
     embedding: ("embedding",),
     attention: ("scaled_dot_product_attention",),
     recurrent: ("gru", "lstm", "rnn_tanh", "rnn_relu"),
-    activation("leaky_relu", slope=0.01): ("leaky_relu", "leaky_relu_"),
+    activation("leaky_relu", slope="negative_slope"): ("leaky_relu", "leaky_relu_"),
     absolute: ("abs",),
     hardtanh: ("hardtanh", "hardtanh_"),
     prelu: ("prelu",),

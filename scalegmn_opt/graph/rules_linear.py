@@ -88,7 +88,7 @@ def convolution(rank: int, *, transposed: bool = False) -> Rule:
 
     def rule(program: Program, node: Node) -> Value:
         x, weight = program.value(node.args[0]), program.value(node.args[1])
-        groups = argument(node, "groups", 1)
+        groups = argument(node, "groups")
         shape = shape_of(node)
         channel = len(x.dims) - rank - 1  # an unbatched input has no batch axis
         program.hold(x, x.dims[channel + 1 :])
@@ -135,7 +135,7 @@ def embedding(program: Program, node: Node) -> Value:
 def attention(program: Program, node: Node) -> Value:
     """``softmax(q kᵀ) v``: queries and keys have inverse scales, values keep theirs."""
     query, key, value = (program.value(a) for a in node.args[:3])
-    grouped = argument(node, "enable_gqa", False) and len(query.dims) >= 3
+    grouped = argument(node, "enable_gqa") and len(query.dims) >= 3
     if grouped:  # several query heads for each head of keys and values
         heads = program.axes.size(key.dims[-3])
         place = len(query.dims) - 3
@@ -144,7 +144,7 @@ def attention(program: Program, node: Node) -> Value:
     scores = program.contract(
         [query, key], [(*batch, "l", "e"), (*batch, "s", "e")], (*batch, "l", "s")
     )
-    if argument(node, "is_causal", False):
+    if argument(node, "is_causal"):
         program.axes.fix(scores.dims[-2:], POSITIONS)
     program.scales.forbid(scores.scale)
     scores = Value(scores.dims)

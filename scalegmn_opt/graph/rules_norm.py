@@ -43,7 +43,7 @@ def reduction(kind: str = "linear") -> Rule:
     def rule(program: Program, node: Node) -> Any:
         x = program.value(node.args[0])
         reduced = _reduced(argument(node, "dim"), len(x.dims))
-        keep = bool(argument(node, "keepdim", False))
+        keep = bool(argument(node, "keepdim"))
         program.scales.hold(x.scale, [x.dims[i] for i in reduced])
         if kind != "linear":
             program.allow(x, POSITIVE_SCALE)

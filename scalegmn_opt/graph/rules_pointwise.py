@@ -16,14 +16,14 @@ aten = torch.ops.aten
 _LARGEST_EPSILON = 1e-3  # a smaller number in front of a root only keeps it from dividing by zero
 
 
-def activation(name: str, *, slope: float | None = None) -> Rule:
-    """An elementwise activation; ``slope`` is the default of its one parameter, if it has one."""
+def activation(name: str, *, slope: str = "") -> Rule:
+    """An elementwise activation; ``slope`` is the name of its one parameter, if it has one."""
 
     def rule(program: Program, node: Node) -> Value:
         x = program.value(node.args[0])
         parameter = x.gain
-        if slope is not None:
-            parameter = float(argument(node, "negative_slope", slope))
+        if slope:
+            parameter = float(argument(node, slope))
             if x.gain != 1.0:  # σ(gain z) is no activation of the table
                 program.activations.append((x, Activation("identity", x.gain)))
         return program.activate(x, Activation(name, parameter))
@@ -65,7 +65,7 @@ def _is_in_softsign(node: Node) -> bool:
 
 def hardtanh(program: Program, node: Node) -> Value:
     """Odd only if the two bounds are opposite (ReLU6 is a hardtanh, too)."""
-    low, high = argument(node, "min_val", -1.0), argument(node, "max_val", 1.0)
+    low, high = argument(node, "min_val"), argument(node, "max_val")
     rule = activation("hardtanh") if (low, high) == (-1.0, 1.0) else unnamed(PERMUTATION)
     return rule(program, node)
 
@@ -101,7 +101,7 @@ def clamp(program: Program, node: Node) -> Value:
 
 def glu(program: Program, node: Node) -> Value:
     """``a · sigmoid(b)`` of the two halves of a dimension."""
-    x, dim = program.value(node.args[0]), argument(node, "dim", -1)
+    x, dim = program.value(node.args[0]), argument(node, "dim")
     half = program.axes.size(x.dims[dim]) // 2
     first, gate = take(program, x, dim, 0, half), take(program, x, dim, half, 2 * half)
     program.scales.forbid(gate.scale)

@@ -17,17 +17,17 @@ def transparent(program: Program, node: Node) -> Value:
 
 
 def cast(program: Program, node: Node) -> Value:
-    """To another type or device; a number that becomes an integer keeps its multiplier 1."""
+    """To another type or device; what is rounded to integers must not be multiplied."""
     x = program.value(node.args[0])
     before, after = (n.meta["val"].dtype for n in (node.args[0], node))
-    if _is_exact(after) or not _is_exact(before):
+    if _is_floating(after) or not _is_floating(before):
         return x
     program.scales.forbid(x.scale)
     program.place_vector(x)
     return Value(x.dims)
 
 
-def _is_exact(dtype: torch.dtype) -> bool:
+def _is_floating(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
@@ -140,9 +140,9 @@ def _part_of_scale(program: Program, value: Value, dim: Dim, start: int, stop: i
 
 def slice_(program: Program, node: Node) -> Value:
     """``x[..., start:stop:step]``"""
-    x, dim = program.value(node.args[0]), argument(node, "dim", 0)
+    x, dim = program.value(node.args[0]), argument(node, "dim")
     size = program.axes.size(x.dims[dim])
-    bounds = (argument(node, "start"), argument(node, "end"), argument(node, "step", 1))
+    bounds = (argument(node, "start"), argument(node, "end"), argument(node, "step"))
     start, stop, step = slice(*bounds).indices(size)
     if step == 1:
         return take(program, x, dim, start, max(start, stop))
@@ -172,13 +172,13 @@ def _element(program: Program, value: Value, dim: int, index: int) -> Value:
 
 def unbind(program: Program, node: Node) -> list[Value]:
     """All elements of a dimension."""
-    x, dim = program.value(node.args[0]), argument(node, "dim", 0)
+    x, dim = program.value(node.args[0]), argument(node, "dim")
     return [_element(program, x, dim, i) for i in range(program.axes.size(x.dims[dim]))]
 
 
 def split(program: Program, node: Node) -> list[Value]:
     """Consecutive ranges of a dimension (split, split_with_sizes, chunk)."""
-    x, dim = program.value(node.args[0]), argument(node, "dim", 0)
+    x, dim = program.value(node.args[0]), argument(node, "dim")
     out, start = [], 0
     for part in node.meta["val"]:
         size = int(part.shape[dim])
@@ -197,7 +197,7 @@ def getitem(program: Program, node: Node) -> Value:
 def cat(program: Program, node: Node) -> Value:
     """Neurons that follow one another, or more positions."""
     shape = shape_of(node)
-    dim = argument(node, "dim", 0) % len(shape)
+    dim = argument(node, "dim") % len(shape)
     every = [program.value(argument) for argument in node.args[0]]
     values = [v for v in every if all(map(program.axes.size, v.dims))]  # none that are empty
     if len(values) <= 1:
@@ -224,7 +224,7 @@ def stack(program: Program, node: Node) -> Value:
     """Tensors on the same neurons, along a new dimension."""
     values = [program.value(argument) for argument in node.args[0]]
     shape = shape_of(node)
-    dim = argument(node, "dim", 0) % len(shape)
+    dim = argument(node, "dim") % len(shape)
     whole = program.sum(values, (*shape[:dim], *shape[dim + 1 :]))
     fresh = (program.axes.new(shape[dim], fixed="stacked"),)
     return replace(whole, dims=(*whole.dims[:dim], fresh, *whole.dims[dim:]))
@@ -268,7 +268,7 @@ def moved(program: Program, node: Node) -> Value:
     x, shape = program.value(node.args[0]), shape_of(node)
     if len(node.all_input_nodes) > 1:
         raise NoRuleError("it reads more than one tensor")
-    places = argument(node, "dims", argument(node, "dim", -1 if "diff" in str(node.target) else []))
+    places = argument(node, "dims", argument(node, "dim"))
     places = places if isinstance(places, list | tuple) else [places]
     program.hold(x, [x.dims[i] for i in places] or x.dims)
     pairs = zip(x.dims, shape, strict=True)

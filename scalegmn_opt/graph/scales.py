@@ -137,7 +137,7 @@ class ScaleTable:
         self, powers: Mapping[int, int], *, flips: bool = True, rescales: bool = True
     ) -> None:
         """Allow no negative multipliers, no other magnitudes than 1, or neither."""
-        found = self.resolve(powers)
+        found = self.resolve(powers)  # of which the product must be 1
         if flips and rescales and len(found) > 1 and 1 in map(abs, found.values()):
             self.equate(found, {})
             return

@@ -62,10 +62,13 @@ class _Unrolled:
         params |= {name: p[None] for name, p in self._others.items()}
         params = {name: p for name, p in params.items() if p.numel() > 0}
         known = {name: grads[g][i] for name, (g, i) in places.items() if grads[g][i] is not None}
-        state = self._rule.init(self._graph, params, input_rms=self._input_rms)
-        for name, (g, i) in places.items():
-            if states[g].get(i):
-                state[name] = {key: value[None] for key, value in states[g][i].items()}
+        state = {
+            name: {key: value[None] for key, value in states[g][i].items()}
+            for name, (g, i) in places.items()
+            if states[g].get(i)
+        }
+        if len(state) < len(params):
+            state = self._rule.init(self._graph, params, input_rms=self._input_rms) | state
         every = {name: torch.zeros_like(p) for name, p in params.items()}
         every |= {name: grad[None] for name, grad in known.items() if name in params}
         updates, state = self._rule(self._graph, params, every, state)

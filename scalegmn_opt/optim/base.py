@@ -16,31 +16,10 @@ from scalegmn_opt.optim.state import Rule, State
 
 
 class GraphOptimizer(Optimizer):
-    """What all optimizers here have in common: a rule, the model's graph, the habits of torch.
+    """What all optimizers here have in common: the model's graph, a guard, the habits of torch.
 
-    ``θ <- (1 - lr · weight_decay) θ + lr · rule(θ, ∇L, state)``. With ``model`` and
-    ``example_inputs`` the rule sees the weight graph of the whole model, and training from
-    permuted, rescaled or sign-flipped parameters gives the same function at each step. Without
-    them each parameter is a block of its own.
-
-    Entries of a gradient that are not finite count as zero, with one warning, and an update that
-    is not finite is replaced by the rule's plain step; :meth:`health` counts both.
-
-    Args:
-        params: parameters or parameter groups, named or not; a group may have its own ``lr`` and
-            ``weight_decay``.
-        rule: the rule; a subclass has its own.
-        model: the module that the parameters belong to; it is traced, not kept.
-        example_inputs: positional arguments of one forward call of ``model``.
-        lr: multiplier of the rule's own step.
-        weight_decay: share of each parameter removed per step at ``lr=1``.
-
-    State: see :meth:`Rule.init`; float32, or float64 if there are float64 parameters.
-
-    Raises:
-        ValueError: for a negative ``lr`` or ``weight_decay``, and ``model`` without
-            ``example_inputs`` or the reverse.
-        TypeError: for complex parameters and sparse gradients.
+    :class:`LearnedOptimizer` describes it for users. A subclass gives its ``rule``, which is owned
+    by the optimizer from then on.
     """
 
     def __init__(

@@ -5,21 +5,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph, unpack
+from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.base import GraphOptimizer
-from scalegmn_opt.optim.directions import relative_to_noise, whitened
-from scalegmn_opt.optim.state import Rule, State, gauge_ratios, step_scale
+from scalegmn_opt.optim.directions import whitened
+from scalegmn_opt.optim.state import Rule, State
 
 
-class _DirectionRule(Rule):
-    """Steps along one direction in gauge coordinates, of the same size in every network."""
-
+class _AdamRule(Rule):
     decays: ClassVar = {"fast": 0.9, "square": 0.999}
-    size: ClassVar[float] = 1.0
-
-    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """A descent direction (batch · folds, out, in, kernel) with entries O(1)."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -29,29 +22,17 @@ class _DirectionRule(Rule):
         state: State,
     ) -> tuple[dict[str, Tensor], State]:
         state = self._advance(state, grads)
-        ratios = gauge_ratios(graph, state)
-        updates = {}
-        for block in graph.blocks:
-            ratio = ratios[block.name]
-            direction = self.direction(block, ratio, state[block.parameter])
-            updates[block.name] = ratio * direction * (self.size * step_scale(graph, block))
-        return unpack(graph, updates), state
+        return self.plain_step(graph, state), state
 
 
-class _AdamRule(_DirectionRule):
-    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
-        fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
-        return relative_to_noise(-fast, square)
-
-
-class _MuonRule(_DirectionRule):
+class _MuonRule(_AdamRule):
     decays: ClassVar = {"fast": 0.95, "square": 0.999}
     size: ClassVar[float] = 0.3  # of 0.1, 0.3, 0.5, 1 by validation of three perceptrons
 
     def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
-        fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
         if block.is_vector:
-            return relative_to_noise(-fast, square)
+            return super().direction(block, ratio, state)
+        fast = block.pack(self.unbiased(state, "fast"))
         return whitened(-fast * ratio, folds=block.folds)
 
 
@@ -82,8 +63,8 @@ class GaugeAdam(_Control):
 
     ``s`` is the size of a neuron's pre-activation at the start (:func:`forward_sweep`), so that a
     step of 1 changes a pre-activation by at most about its size, whatever the width, and training
-    does not depend on how the network is scaled. One ``lr`` for all networks; arguments, state
-    and errors as in :class:`GraphOptimizer`, 8 bytes a parameter.
+    does not depend on how the network is scaled. One ``lr`` for all networks. Arguments, guard and
+    errors as of :class:`LearnedOptimizer`, without a rule; the state is 8 bytes a parameter.
 
     References:
         Kingma and Ba, arXiv 1412.6980; the gauge after Neyshabur et al., "Path-SGD", 1506.02617.
@@ -95,8 +76,8 @@ class GaugeAdam(_Control):
 class GaugeMuon(_Control):
     """Muon in gauge coordinates: momentum with all singular values at about one, by ``1 / fan_in``.
 
-    At ``lr=1`` a step is 0.3 of the unit of :class:`GaugeAdam`, whose step vectors take. Arguments,
-    state and errors as there.
+    At ``lr=1`` a step is 0.3 of the unit of :class:`GaugeAdam`, whose direction vectors take.
+    Arguments, state and errors as there.
 
     References:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).

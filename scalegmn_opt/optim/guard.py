@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scalegmn_opt.graph import WeightGraph, unpack
-from scalegmn_opt.optim.directions import relative_to_noise
-from scalegmn_opt.optim.state import Rule, State, gauge_ends, gauge_ratios, step_scale
+from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
 
 LARGEST_STEP = 100.0  # root mean square of an update relative to the step of size 1
 
@@ -57,7 +56,7 @@ def finite(name: str, grad: Tensor, health: Health) -> Tensor:
 def guarded(
     updates: dict[str, Tensor], graph: WeightGraph, state: State, rule: Rule, health: Health
 ) -> dict[str, Tensor]:
-    """``updates`` with the plain momentum step for parameters whose update cannot be right.
+    """``updates`` with the rule's plain step for parameters whose update cannot be right.
 
     An update cannot be right if it has numbers that are not finite, or if in gauge coordinates
     their root mean square is above ``LARGEST_STEP`` times the rule's unit.
@@ -67,7 +66,7 @@ def guarded(
     bad = [name for name, size in zip(squares, sizes, strict=True) if not size <= LARGEST_STEP]
     if not bad:
         return updates
-    plain = unpack(graph, _momentum_step(graph, state, rule))
+    plain = rule.plain_step(graph, state)
     for name in bad:
         health.note(health.replaced, name, 1, "replaced the update")
     return {**updates, **{name: plain[name].nan_to_num(0.0, 0.0, 0.0) for name in bad}}
@@ -88,15 +87,3 @@ def _relative_squares(
         known = worst.get(block.parameter, square)
         worst[block.parameter] = torch.maximum(known, square)
     return worst
-
-
-def _momentum_step(graph: WeightGraph, state: State, rule: Rule) -> dict[str, Tensor]:
-    """``-m / sqrt(v)`` in gauge coordinates, by block: what no rule can make explode."""
-    ratios = gauge_ratios(graph, state)
-    steps = {}
-    for block in graph.blocks:
-        own = state[block.parameter]
-        fast, square = (block.pack(rule.unbiased(own, key)) for key in ("fast", "square"))
-        direction = relative_to_noise(-fast, square)
-        steps[block.name] = ratios[block.name] * direction * step_scale(graph, block)
-    return steps

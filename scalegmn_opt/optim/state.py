@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph, pack
+from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.optim.directions import relative_to_noise
 from scalegmn_opt.symmetry import Gauge, forward_sweep, scale_ratio
 
 State = dict[str, dict[str, Tensor]]  # by parameter; see Rule.init
@@ -15,11 +16,16 @@ State = dict[str, dict[str, Tensor]]  # by parameter; see Rule.init
 class Rule(nn.Module):
     """``(graph, params, grads, state) -> (updates, state)`` without side effects.
 
-    ``decays`` has the momenta, ``fast`` among them, and their averages' decay; ``square`` is the
-    one of squared gradients. All tensors have a leading batch axis of networks of one graph.
+    A module whose ``forward(graph, params, grads, state)`` gives ``updates`` such that
+    ``params + updates`` are the next parameters, and modifies no argument. All tensors have a
+    leading batch axis of networks of one graph.
+
+    ``decays`` are those of running averages: ``square`` of squared gradients, any other of
+    gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
     """
 
-    decays: ClassVar[dict[str, float]] = {}
+    decays: ClassVar[dict[str, float]]
+    size: ClassVar[float] = 1.0
 
     @classmethod
     def init(
@@ -54,16 +60,6 @@ class Rule(nn.Module):
             "source": torch.cat([gauge.scales[block.source] for block in blocks], 1),
         }
 
-    def forward(
-        self,
-        graph: WeightGraph,
-        params: Mapping[str, Tensor],
-        grads: Mapping[str, Tensor],
-        state: State,
-    ) -> tuple[dict[str, Tensor], State]:
-        """One step: ``params + updates`` are the next parameters; no argument is modified."""
-        raise NotImplementedError
-
     def _advance(self, state: State, grads: Mapping[str, Tensor]) -> State:
         return {name: self._advance_one(state[name], grad) for name, grad in grads.items()}
 
@@ -73,6 +69,21 @@ class Rule(nn.Module):
             for key, decay in self.decays.items()
         }
         return {**state, "step": state["step"] + 1, **averages}
+
+    def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
+        """Updates along :meth:`direction`, in gauge coordinates and units; nothing is learned."""
+        ratios = gauge_ratios(graph, state)
+        updates = {}
+        for block in graph.blocks:
+            ratio = ratios[block.name]
+            direction = self.direction(block, ratio, state[block.parameter])
+            updates[block.name] = ratio * direction * (self.size * step_scale(graph, block))
+        return unpack(graph, updates)
+
+    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """``-m / sqrt(v)`` (batch · folds, out, in, kernel): downhill, with entries O(1)."""
+        fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
+        return relative_to_noise(-fast, square)
 
     def unbiased(self, state: dict[str, Tensor], key: str) -> Tensor:
         """An average (batch, *shape), corrected for its start at zero."""
