@@ -5,9 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph
+from scalegmn_opt.graph import WeightGraph
 from scalegmn_opt.optim.base import GraphOptimizer
-from scalegmn_opt.optim.directions import whitened
 from scalegmn_opt.optim.state import Rule, State
 
 
@@ -28,12 +27,17 @@ class _AdamRule(Rule):
 class _MuonRule(_AdamRule):
     decays: ClassVar = {"fast": 0.95, "square": 0.999}
     size: ClassVar[float] = 0.3  # of 0.1, 0.3, 0.5, 1 by validation of three perceptrons
+    whitens: ClassVar[bool] = True
 
-    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
-        if block.is_vector:
-            return super().direction(block, ratio, state)
-        fast = block.pack(self.unbiased(state, "fast"))
-        return whitened(-fast * ratio, folds=block.folds)
+    def forward(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        directions, state = self.main_directions(graph, grads, self._advance(state, grads))
+        return self.plain_step(graph, state, directions), state
 
 
 class _Control(GraphOptimizer):

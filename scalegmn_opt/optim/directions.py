@@ -5,23 +5,22 @@ from torch import Tensor
 
 # Newton-Schulz coefficients of Muon (Jordan et al. 2024): singular values go to about 1
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_STEPS = 5
+_ITERATIONS = 5
 
 
 def relative_to_noise(momentum: Tensor, square: Tensor) -> Tensor:
     """``m / sqrt(v)``, and 0 where no gradient was ever seen; invariant to positive scales."""
-    seen = square > 0
-    return torch.where(seen, momentum * torch.where(seen, square, 1.0).rsqrt(), 0.0)
+    return momentum * inverse_root(square)
+
+
+def inverse_root(square: Tensor) -> Tensor:
+    """``1 / sqrt(v)``, finite where ``v`` is zero."""
+    return square.clamp_min(torch.finfo(square.dtype).tiny).rsqrt()
 
 
 def unit_rms(x: Tensor, *, folds: int = 1) -> Tensor:
     """``x`` (batch · folds, ...) over its root mean square over all but the batch; 0 stays 0."""
-    x = x.unflatten(0, (-1, folds))
-    axes = tuple(range(1, x.ndim))
-    peak = x.abs().amax(axes, keepdim=True)  # squares of tiny gradients underflow
-    scaled = x / torch.where(peak > 0, peak, 1.0)
-    mean = scaled.square().mean(axes, keepdim=True)
-    return (scaled * torch.where(mean > 0, mean, 1.0).rsqrt()).flatten(0, 1)
+    return x * _inverse_rms(x, folds=folds)
 
 
 def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
@@ -34,15 +33,59 @@ def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
     References:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
-    x = unit_rms(momentum, folds=folds).flatten(2)
-    rows, columns = x.shape[1:]
-    if min(rows, columns) == 1:
-        return unit_rms(momentum, folds=folds)
-    x = x.mT if rows > columns else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    x = unit_rms(momentum, folds=folds)
+    if min(matrix_shape(x)) == 1:
+        return x
+    return apply_whitener(whitener(x), x)
+
+
+def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
+    """``P = (x xᵀ)^(-1/2)`` (batch, n, n) on the smaller side of the matrices x (out, in · kernel).
+
+    By Newton-Schulz on the Gram matrix, so that the larger side costs two products only.
+    ``damping``, a share of the mean squared singular value, is added to each, so that other
+    matrices than ``x`` are not amplified without bound either.
+    """
+    wide = _wide(x)
+    gram = wide @ wide.mT
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * (1 + damping)
+    trace = torch.where(trace > 0, trace, 1.0)
     a, b, c = _NEWTON_SCHULZ
-    for _ in range(_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x.mT if rows > columns else x
-    return (x * max(rows, columns) ** 0.5).reshape(momentum.shape)
+    eye = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
+    gram = gram / trace + eye * (damping / (1 + damping) / len(eye))
+    total = None
+    for iteration in range(_ITERATIONS):
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * eye
+        total = step if total is None else step @ total
+        if iteration + 1 < _ITERATIONS:
+            gram = step @ gram @ step
+    return total * trace.rsqrt()
+
+
+def apply_whitener(matrix: Tensor, x: Tensor) -> Tensor:
+    """``P x`` scaled to entries O(1): orthogonal if ``P`` is the whitener of ``x``."""
+    wide = _wide(x)
+    out = (matrix @ wide) * wide.shape[2] ** 0.5
+    return (out.mT if _tall(x) else out).reshape(x.shape)
+
+
+def matrix_shape(x: Tensor) -> tuple[int, int]:
+    """Rows and columns (out, in · kernel) of the matrix of an edge tensor."""
+    return x.shape[1], x.shape[2] * x.shape[3]
+
+
+def _tall(x: Tensor) -> bool:
+    rows, columns = matrix_shape(x)
+    return rows > columns
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.flatten(2).mT if _tall(x) else x.flatten(2)
+
+
+def _inverse_rms(x: Tensor, *, folds: int) -> Tensor:
+    """(batch · folds, 1, ...), 0 where ``x`` is zero; squares of tiny numbers do not underflow."""
+    parts = x.reshape(-1, folds * x[0].numel())
+    norm = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64)
+    inverse = torch.where(norm > 0, parts.shape[1] ** 0.5 / norm, 0.0).to(x)
+    return inverse.repeat_interleave(folds).reshape(-1, *[1] * (x.ndim - 1))

@@ -7,17 +7,16 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.backbone import ScaleGMN
-from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack, unpack
-from scalegmn_opt.heads import DeltaHead
-from scalegmn_opt.nn import ScaleInv
-from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
-from scalegmn_opt.optim.state import Rule, State, gauge_ratios, step_scale
+from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.nn.linear import mix, weight
+from scalegmn_opt.optim.edges import DIRECTIONS, INVARIANTS, Edges, invariants, joined
+from scalegmn_opt.optim.neurons import NeuronNetwork
+from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
 from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import gauged
 
-_DIRECTIONS = 3  # fast and slow momentum relative to noise, whitened momentum
-_TIME_SCALES = (10.0, 100.0, 1000.0)  # steps at which a time feature is half-way
+_TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
+_DECAY = 30.0, 3000.0  # the plain step falls as 1 / t between these numbers of steps
 _MAX_LOG_STEP = 3.0
 _SCALAR_GAIN = 10.0  # the few global scalars learn ten times as fast as the network's weights
 
@@ -25,21 +24,26 @@ _SCALAR_GAIN = 10.0  # the few global scalars learn ten times as fast as the net
 class UpdateRule(Rule):
     """``(graph, params, grads, state) -> (updates, state)``, equivariant and without side effects.
 
-    The update of an edge is, in gauge coordinates,
+    The update of a weight is, in gauge coordinates,
 
-    ``Δŵ_ij = step(t) / fan_in · exp(r_i + c_j) · (Σ_k (β_k + r_ik + c_jk) d^k_ij + free_ij)``
+    ``Δŵ_ij = step(t) / fan_in · exp(r_i + c_j + e_ij) · (Σ_k (β_k + r_ik + c_jk + e_ijk) d^k_ij
+    + e'_ij ŵ_ij)``
 
     with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
-    moment, and whitened momentum. The backbone reads the weights and momenta and gives the terms
-    ``r`` of the target and ``c`` of the source neuron and the free edge term. With the gauge of the
-    initial parameters and ``1 / fan_in`` an aligned step of 1 changes a pre-activation by as much
-    as its initial size, whatever the width. An untrained rule is the normalised-momentum step
-    ``d = -m / sqrt(v)``.
+    moment, and a main one, which is whitened momentum of a matrix and fast momentum of a vector.
+    A :class:`NeuronNetwork` gives the terms ``r`` of the target and ``c`` of the source neuron; a
+    narrow MLP on products of a weight's own features, whose first layer receives terms of both
+    neurons, gives ``e``. With the gauge of the initial parameters and ``1 / fan_in`` an aligned step
+    of 1 changes a pre-activation by as much as its initial size, whatever the width. An untrained
+    rule is a step of ``3 / (1 + t / 30)`` along the main direction.
 
     All tensors have a leading batch axis of networks of one graph.
 
     Args:
-        node_channels, edge_channels, hidden_channels, num_layers: size of the backbone.
+        channels: width of each stream of a neuron.
+        message_channels: of each stream and direction of messages.
+        hidden_channels: width of the neurons' MLPs.
+        weight_channels: hidden width of the MLP of a single weight.
 
     References:
         Kalogeropoulos et al., arXiv 2406.10685; Metz et al., "VeLO", arXiv 2211.09760 (time and
@@ -47,38 +51,38 @@ class UpdateRule(Rule):
     """
 
     decays: ClassVar = {"fast": 0.9, "slow": 0.98, "square": 0.99}
+    size: ClassVar[float] = 3.0
+    whitens: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
-        node_channels: int = 16,
-        edge_channels: int = 8,
+        channels: int = 16,
+        message_channels: int = 8,
         hidden_channels: int = 32,
-        num_layers: int = 1,
+        weight_channels: int = 8,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
-            "node_channels": node_channels,
-            "edge_channels": edge_channels,
+            "channels": channels,
+            "message_channels": message_channels,
             "hidden_channels": hidden_channels,
-            "num_layers": num_layers,
+            "weight_channels": weight_channels,
         }
-        self.backbone = ScaleGMN(
-            edge_features=(1, 3),
-            invariant_features=2 + len(_TIME_SCALES),
-            neuron_encoding=False,
-            **self.config,
-        )
-        self.neuron_terms = ScaleInv(
-            node_channels,
-            2 * (1 + _DIRECTIONS),
-            extra_channels=self.backbone.extra_channels,
+        self._outputs = 2 + DIRECTIONS  # log step, decay, mixture
+        self.neurons = NeuronNetwork(
+            channels=channels,
+            message_channels=message_channels,
             hidden_channels=hidden_channels,
+            extra=len(_TIME_SCALES),
+            terms=weight_channels + self._outputs,
         )
-        nn.init.zeros_(self.neuron_terms.out.weight)
-        nn.init.zeros_(self.neuron_terms.out.bias)
-        self.free = DeltaHead(edge_channels, scale=0.0)
-        self.mixture = nn.Parameter(torch.zeros(_DIRECTIONS))
+        out = self.neurons.terms.out
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
+        self.first = weight(weight_channels, INVARIANTS)
+        self.second = nn.Parameter(torch.zeros(self._outputs, weight_channels))
+        self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]) / _SCALAR_GAIN)
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
 
     @classmethod
@@ -104,103 +108,89 @@ class UpdateRule(Rule):
             state: from :meth:`init` or the previous step.
         """
         state = self._advance(state, grads)
-        ratios = gauge_ratios(graph, state)
-        directions = {
-            b.name: self._directions(b, ratios[b.name], state[b.parameter]) for b in graph.blocks
-        }
-        weights = {n: w / ratios[n] for n, w in pack(graph, params).items()}
-        gradients = {n: g * ratios[n] for n, g in pack(graph, grads).items()}
-        features = _features(gauged(graph), weights, gradients, state, directions)
-        out = self.backbone(features)
-        free, terms = self.free(out), self._neuron_terms(out)
-        updates = {}
-        for block in graph.blocks:
-            ends = (terms[name][end] for end, name in enumerate((block.target, block.source)))
-            folded = (block.fold(x, end).transpose(1, 2) for end, x in enumerate(ends))
-            edge = block.pack(free[block.parameter][:, 0])
-            step = self._combine(directions[block.name], edge, *folded)
-            length = self._step_length(state[block.parameter]["step"].to(step))
-            step = step * length.repeat_interleave(block.folds, 0)
-            updates[block.name] = ratios[block.name] * step * step_scale(graph, block)
+        edges, state = self._edges(graph, params, grads, state)
+        steps = torch.stack([values["step"] for values in state.values()]).amax(0)
+        targets, sources = self.neurons(gauged(graph), edges, _time(steps))
+        updates: dict[str, Tensor] = {}
+        for part in edges:
+            first = part.blocks[0]
+            target = torch.cat([b.fold(targets[b.target], 0) for b in part.blocks], 1)
+            update = self._update(part, target.mT, first.fold(sources[first.source], 1).mT)
+            updates |= {block.name: own for block, own in part.split(update)}
         return unpack(graph, updates), state
 
-    def _directions(
-        self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]
-    ) -> list[Tensor]:
-        """Descent directions (batch · folds, out, in, kernel) in gauge coordinates."""
-        square = block.pack(self.unbiased(state, "square"))
-        fast = -block.pack(self.unbiased(state, "fast"))
-        slow = -block.pack(self.unbiased(state, "slow"))
-        relative = [relative_to_noise(momentum, square) for momentum in (fast, slow)]
-        return [*relative, whitened(fast * ratio, folds=block.folds)]
+    def _edges(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[list[Edges], State]:
+        directions, state = self.main_directions(graph, grads, state)
+        weights, ends = pack(graph, params), gauge_ends(graph, state)
+        gains = {name: self._gains(values["step"]) for name, values in state.items()}
+        parts = []
+        for block in graph.blocks:
+            own = state[block.parameter]
+            like = {k: _each(v, block.folds) for k, v in gains[block.parameter].items()}
+            parts.append(
+                Edges(
+                    (block,),
+                    weights[block.name],
+                    *(block.pack(own[key]) for key in self.decays),
+                    directions[block.name],
+                    **like,
+                    scale=torch.full_like(like["length"], step_scale(graph, block)),
+                    target=block.fold(ends[block.name][0], 0)[:, :, None, None],
+                    source=block.fold(ends[block.name][1], 1)[:, None, :, None],
+                )
+            )
+        plain = [p for p in parts if _is_plain_bias(p.blocks[0])]
+        rest = [p for p in parts if not _is_plain_bias(p.blocks[0])]
+        return ([*rest, joined(plain)] if plain else rest), state
 
-    def _neuron_terms(self, out: WeightFeatures) -> dict[str, tuple[Tensor, ...]]:
-        """Terms (batch, nodes, 1 + directions) of a neuron as target and as source, by group."""
-        terms = {}
-        for group in out.graph.groups:
-            x = torch.cat(out.nodes[group.name], 2)
-            term = self.neuron_terms(x, out.invariants[group.name], group.symmetry)
-            terms[group.name] = term.chunk(2, 2)
-        return terms
+    def _gains(self, steps: Tensor) -> dict[str, Tensor]:
+        """Factors (batch,) of fast and slow momentum over noise, and the length of a step."""
+        noise = (1 - self.decays["square"] ** steps).sqrt()
+        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** steps) for k in ("fast", "slow")}
+        return {**gains, "length": self._step_length(steps)}
 
-    def _combine(
-        self, directions: list[Tensor], free: Tensor, target: Tensor, source: Tensor
-    ) -> Tensor:
-        """Directions (batch, out, in, kernel), both ends' terms (batch, 1 + directions, nodes)."""
-        rows, columns = target[..., None, None], source[..., None, :, None]
-        mixture = _SCALAR_GAIN * self.mixture
-        step = directions[0] + free
+    def _update(self, edges: Edges, target: Tensor, source: Tensor) -> Tensor:
+        """The updates of weights, by chunks of rows, from terms (batch, terms, nodes) of both ends."""
+        parts = [
+            edges.updates(self._combine(edges, rows, target[:, :, rows], source), rows)
+            for rows in edges.chunks()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _combine(self, edges: Edges, rows: slice, target: Tensor, source: Tensor) -> Tensor:
+        directions, weights = edges.directions(rows), edges.weights(rows)
+        first = len(self.first)
+        ends = target[..., None, None], source[..., None, :, None]
+        hidden = mix(self.first, invariants(directions, weights))
+        hidden = hidden.add_(ends[0][:, :first]).add_(ends[1][:, :first]).relu_()
+        out = mix(self.second, hidden).add_(ends[0][:, first:]).add_(ends[1][:, first:])
+        step = out[:, 1] * weights
         for k, direction in enumerate(directions):
-            step = step + (mixture[k] + rows[:, k + 1] + columns[:, k + 1]) * direction
-        log_step = (rows[:, 0] + columns[:, 0]) / _MAX_LOG_STEP
-        return step * torch.exp(_MAX_LOG_STEP * log_step.tanh())
+            step = step + (_SCALAR_GAIN * self.mixture[k] + out[:, 2 + k]) * direction
+        return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
     def _step_length(self, steps: Tensor) -> Tensor:
-        """A learned schedule without a horizon, (batch, 1, 1, 1), of the steps so far (batch,)."""
-        features = torch.cat([torch.ones_like(steps)[:, None], _time(steps)], 1)
-        return torch.exp(_SCALAR_GAIN * (features @ self.schedule))[:, None, None, None]
+        """A learned schedule without a horizon (batch,), near ``size / (1 + t / 30)`` at first."""
+        start, end = _DECAY
+        plain = self.size * (1 + steps / end) / (1 + steps / start)
+        times = _time(steps)
+        features = torch.cat([torch.ones_like(times[:, :1]), times], 1)
+        return plain * torch.exp(_SCALAR_GAIN * (features @ self.schedule))
 
 
-def _features(
-    graph: WeightGraph,
-    weights: dict[str, Tensor],
-    gradients: dict[str, Tensor],
-    state: State,
-    directions: dict[str, list[Tensor]],
-) -> WeightFeatures:
-    """Gauge-fixed weights (+) and momenta (-) of edges; noise and time as neuron invariants."""
-    edges, invariants = {}, {}
-    for block in graph.blocks:
-        name = block.name
-        plus = weights[name] * step_scale(graph, block) ** -0.5
-        fast, slow, _ = directions[name]
-        gradient = unit_rms(gradients[name], folds=block.folds).clamp(-5, 5)
-        minus = torch.stack([-gradient, fast, slow], 1)
-        edges[name] = (plus.clamp(-5, 5).unsqueeze(1), minus)
-    first = next(iter(state.values()))["fast"]
-    for group in graph.groups:
-        blocks = graph.incoming[group.name]
-        invariants[group.name] = _invariants(blocks, state, directions, first)
-    empty = {g.name: first.new_zeros(len(first), g.size, 0) for g in graph.groups}
-    return WeightFeatures(graph, {name: (e, e) for name, e in empty.items()}, edges, invariants)
+def _is_plain_bias(block: WeightBlock) -> bool:
+    return block.is_vector and block.shape[1:] == (1, 1) and block.folds == 1
 
 
-def _invariants(
-    blocks: tuple[WeightBlock, ...],
-    state: State,
-    directions: dict[str, list[Tensor]],
-    like: Tensor,
-) -> Tensor:
-    """(batch, nodes or 1, channels): how much of the gradient is signal, and how old it is."""
-    if not blocks:
-        return like.new_zeros(len(like), 1, 2 + len(_TIME_SCALES))
-    signal = [
-        sum(b.unfold(directions[b.name][k].square().mean((2, 3)), 0) for b in blocks) / len(blocks)
-        for k in (0, 1)
-    ]
-    steps = state[blocks[0].parameter]["step"].to(like)
-    time = _time(steps)[:, None].expand(-1, signal[0].shape[1], -1)
-    return torch.cat([torch.stack(signal, -1), time], -1)
+def _each(values: Tensor, folds: int) -> Tensor:
+    """Values (batch,) for all folds (batch · folds, 1, 1, 1)."""
+    return values.repeat_interleave(folds)[:, None, None, None]
 
 
 def _time(steps: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.directions import relative_to_noise
+from scalegmn_opt.optim.whitening import is_whitened, kept_numbers, whiten
 from scalegmn_opt.symmetry import Gauge, forward_sweep, scale_ratio
 
 State = dict[str, dict[str, Tensor]]  # by parameter; see Rule.init
@@ -21,11 +22,13 @@ class Rule(nn.Module):
     leading batch axis of networks of one graph.
 
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
-    gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
+    gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units. A rule that
+    ``whitens`` calls :meth:`main_directions` at each step.
     """
 
     decays: ClassVar[dict[str, float]]
     size: ClassVar[float] = 1.0
+    whitens: ClassVar[bool] = False
 
     @classmethod
     def init(
@@ -39,7 +42,7 @@ class Rule(nn.Module):
 
         ``step`` (batch,); an average (batch, *shape) for each of ``decays``; the gauge of the
         initial parameters at both ends of a block, ``target`` (batch, out) and ``source``
-        (batch, in). With the gauge of the present parameters the steps would grow with the
+        (batch, in); for a rule that whitens, ``whitener`` (batch, numbers) of large matrices. With the gauge of the present parameters the steps would grow with the
         weights, exponentially.
 
         Args:
@@ -56,9 +59,42 @@ class Rule(nn.Module):
         return {
             "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
             **{key: torch.zeros_like(p) for key in cls.decays},
+            **cls._whiteners(p, blocks),
             "target": torch.cat([gauge.scales[block.target] for block in blocks], 1),
             "source": torch.cat([gauge.scales[block.source] for block in blocks], 1),
         }
+
+    @classmethod
+    def _whiteners(cls, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
+        count = sum(map(kept_numbers, blocks)) if cls.whitens else 0
+        return {"whitener": p.new_zeros(len(p), count)} if count else {}
+
+    @torch.no_grad()
+    def main_directions(
+        self, graph: WeightGraph, grads: Mapping[str, Tensor], state: State
+    ) -> tuple[dict[str, Tensor | None], State]:
+        """Whitened descent directions of matrices, None of other blocks, and the next state.
+
+        What is whitened is Nesterov's momentum: a decay of ``fast`` ahead of the average.
+        """
+        ends, found, state = gauge_ends(graph, state), {}, dict(state)
+        for name, blocks in graph.parameters.items():
+            own = state[name]
+            step = int(own["step"][0])
+            ahead = torch.lerp(grads[name], own["fast"], self.decays["fast"])
+            kept = own.get("whitener", own["step"].new_zeros(len(own["step"]), 0))
+            renewed = []
+            for block, part in zip(blocks, kept.split(list(map(kept_numbers, blocks)), 1), strict=True):
+                found[block.name] = None
+                if is_whitened(block):
+                    target, source = (block.fold(end, i) for i, end in enumerate(ends[block.name]))
+                    momentum = block.pack(ahead) * -target[:, :, None, None]
+                    momentum = momentum / source[:, None, :, None]
+                    found[block.name], part = whiten(block, momentum, part, step=step)
+                renewed.append(part)
+            if "whitener" in own:
+                state[name] = {**own, "whitener": torch.cat(renewed, 1)}
+        return found, state
 
     def _advance(self, state: State, grads: Mapping[str, Tensor]) -> State:
         return {name: self._advance_one(state[name], grad) for name, grad in grads.items()}
@@ -70,17 +106,28 @@ class Rule(nn.Module):
         }
         return {**state, "step": state["step"] + 1, **averages}
 
-    def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
-        """Updates along :meth:`direction`, in gauge coordinates and units; nothing is learned."""
+    def plain_step(
+        self,
+        graph: WeightGraph,
+        state: State,
+        directions: Mapping[str, Tensor | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Updates along ``-m / sqrt(v)`` in gauge coordinates and units; nothing is learned.
+
+        Args:
+            directions: by block (batch · folds, out, in, kernel), to be used instead where given.
+        """
         ratios = gauge_ratios(graph, state)
         updates = {}
         for block in graph.blocks:
-            ratio = ratios[block.name]
-            direction = self.direction(block, ratio, state[block.parameter])
-            updates[block.name] = ratio * direction * (self.size * step_scale(graph, block))
+            given = directions[block.name] if directions else None
+            direction = self._direction(block, state[block.parameter]) if given is None else given
+            updates[block.name] = (
+                ratios[block.name] * direction * (self.size * step_scale(graph, block))
+            )
         return unpack(graph, updates)
 
-    def direction(self, block: WeightBlock, ratio: Tensor, state: dict[str, Tensor]) -> Tensor:
+    def _direction(self, block: WeightBlock, state: dict[str, Tensor]) -> Tensor:
         """``-m / sqrt(v)`` (batch · folds, out, in, kernel): downhill, with entries O(1)."""
         fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
         return relative_to_noise(-fast, square)

@@ -1,0 +1,129 @@
+"""What an update rule reads of each weight, in gauge coordinates and chunks of rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalegmn_opt.graph import WeightBlock
+from scalegmn_opt.optim.directions import inverse_root
+
+DIRECTIONS = 3  # fast and slow momentum relative to noise, main direction
+INVARIANTS = 6
+_CHUNK = 1 << 15  # weights of all networks that are worked on at a time
+_LIMIT = 3.0
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Weights (batch · folds, out, in, kernel) of a block, or of biases one below the other.
+
+    Attributes:
+        blocks: one block, or several biases.
+        weight, fast, slow, square: parameters and averages of gradients.
+        main: whitened momentum where the block is a matrix, None elsewhere.
+        fast_gain, slow_gain, length, scale: (batch · folds, out or 1, 1, 1), see below.
+        target, source: the gauge at the ends, (batch · folds, out, 1, 1) and (..., 1, in, 1).
+
+    The gains correct averages and noise for their start at zero; ``scale`` is the relative size of
+    a step, by which weights get entries O(1), and ``length`` the step's.
+    """
+
+    blocks: tuple[WeightBlock, ...]
+    weight: Tensor
+    fast: Tensor
+    slow: Tensor
+    square: Tensor
+    main: Tensor | None
+    fast_gain: Tensor
+    slow_gain: Tensor
+    length: Tensor
+    scale: Tensor
+    target: Tensor
+    source: Tensor
+
+    def chunks(self) -> Iterator[slice]:
+        """Ranges of rows, of a bounded number of weights."""
+        rows = max(1, _CHUNK * self.weight.shape[1] // max(1, self.weight.numel()))
+        return (slice(i, i + rows) for i in range(0, self.weight.shape[1], rows))
+
+    def split(self, nodes: Tensor) -> list[tuple[WeightBlock, Tensor]]:
+        """Each block with its part of values (batch · folds, out, ...) of the targets."""
+        sizes = [block.shape[0] for block in self.blocks]
+        return list(zip(self.blocks, nodes.split(sizes, 1), strict=True))
+
+    def directions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Descent directions with entries O(1), invariant to positive scales."""
+        noise = inverse_root(self.square[:, rows])
+        fast = self.fast[:, rows] * noise * _rows(self.fast_gain, rows)
+        slow = self.slow[:, rows] * noise * _rows(self.slow_gain, rows)
+        return fast, slow, fast if self.main is None else self.main[:, rows]
+
+    def weights(self, rows: slice) -> Tensor:
+        """Weights with entries O(1), invariant to positive scales."""
+        target = _rows(self.scale.rsqrt() / self.target, rows)
+        return self.weight[:, rows] * self.source * target
+
+    def updates(self, step: Tensor, rows: slice) -> Tensor:
+        """The update of weights from a step in gauge coordinates."""
+        return step * _rows(self.target * self.scale * self.length, rows) / self.source
+
+    def message(self, values: Tensor, direction: int) -> Tensor:
+        """``Σ_j ŵ_ij v_j`` of the first half of the channels, ``Σ_j d_ij v_j`` of the second.
+
+        Along (0) or against (1) the edges: (batch · folds, senders, channels) to receivers.
+        """
+        weight, main = self.weight.sum(3), self.directions(slice(None))[2].sum(3)
+        target = (self.scale.rsqrt() / self.target).squeeze(3)
+        source = self.source.squeeze(1)
+        one, two = values.chunk(2, 2)
+        if direction:
+            return torch.cat([source * (weight.mT @ (one * target)), main.mT @ two], 2)
+        return torch.cat([target * (weight @ (one * source)), main @ two], 2)
+
+    @torch.no_grad()
+    def summaries(self) -> tuple[Tensor, Tensor]:
+        """Mean invariants (batch · folds, nodes, INVARIANTS) of the targets' and sources' weights."""
+        targets, sources = [], []
+        for rows in self.chunks():
+            products = invariants(self.directions(rows), self.weights(rows))
+            targets.append(products.mean((3, 4)))
+            sources.append(products.sum((2, 4)))
+        count = self.weight.shape[1] * self.weight.shape[3]
+        return torch.cat(targets, 2).mT, sum(sources).mT / count
+
+
+def invariants(directions: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
+    """Products (batch, INVARIANTS, out, in, kernel) that neither scale nor sign changes."""
+    fast, slow, main = directions
+    pairs = (
+        (fast, fast),
+        (slow, slow),
+        (weights, weights),
+        (fast, slow),
+        (fast, main),
+        (weights, main),
+    )
+    return torch.stack([x * y for x, y in pairs], 1).clamp_(-_LIMIT, _LIMIT)
+
+
+def joined(parts: Sequence[Edges]) -> Edges:
+    """Biases one below the other, so that many small ones cost as little as one."""
+
+    def below(name: str) -> Tensor:
+        values = [getattr(p, name).expand(-1, p.weight.shape[1], -1, -1) for p in parts]
+        return torch.cat(values, 1)
+
+    tensors = ("weight", "fast", "slow", "square", "fast_gain", "slow_gain", "length", "scale")
+    return Edges(
+        blocks=tuple(block for part in parts for block in part.blocks),
+        main=None,
+        target=below("target"),
+        source=parts[0].source,
+        **{name: below(name) for name in tensors},
+    )
+
+
+def _rows(values: Tensor, rows: slice) -> Tensor:
+    return values if values.shape[1] == 1 else values[:, rows]
