@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import stack_parameters
-from scalegmn_opt.meta.task import Task, TaskSuite
+from scalegmn_opt.meta.task import (
+    Task,
+    TaskSuite,
+    draw_batches,
+    each_loss,
+    stacked_losses,
+)
 from scalegmn_opt.optim.rule import UpdateRule
 from scalegmn_opt.optim.state import State
 
@@ -51,7 +57,9 @@ class InnerRun:
         self.remaining = round(exp(log(shortest) + uniform * log(longest / shortest)))
         self.resets += 1
         with torch.no_grad():
-            self.first_losses = self.losses(self.params)
+            batches = draw_batches(self.tasks, self.generator)
+            self.first_losses = stacked_losses(self.tasks, self.params, batches)
+            _check_stacking(self.first_losses, each_loss(self.tasks, self.params, batches))
 
     def _sample(self) -> Sequence[Task]:
         tasks = self._suite.sample(torch.Generator().manual_seed(self._task_seed), self._networks)
@@ -64,11 +72,7 @@ class InnerRun:
 
     def losses(self, params: dict[str, Tensor]) -> Tensor:
         """Losses (networks,) of stacked ``params`` on a new batch of each task."""
-        each = [
-            task.loss({name: p[i] for name, p in params.items()}, task.batch(self.generator))
-            for i, task in enumerate(self.tasks)
-        ]
-        return torch.stack(each)
+        return stacked_losses(self.tasks, params, draw_batches(self.tasks, self.generator))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a copy needs to go on exactly."""
@@ -90,3 +94,12 @@ class InnerRun:
         self.params, self.state = state["params"], state["state"]
         self.first_losses = state["first_losses"]
         self.remaining, self.resets = state["remaining"], state["resets"]
+
+
+def _check_stacking(together: Tensor, alone: Tensor) -> None:
+    if not torch.allclose(together, alone, rtol=1e-2, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            "suite: expected losses() of the first task to give each task's own loss(), "
+            f"{alone.tolist()}, got {together.tolist()}; what differs between tasks belongs in "
+            "their batches"
+        )

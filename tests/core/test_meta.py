@@ -14,6 +14,7 @@ from torch import nn
 from scalegmn_opt import UpdateRule, WeightGraph
 from scalegmn_opt.meta import InnerRun, MetaTrainer, TruncatedBackprop
 from scalegmn_opt.meta.checkpoint import CheckpointWarning, latest
+from scalegmn_opt.tasks import QuadraticTask
 from scalegmn_opt.tasks.suites import DigitsTinySuite, QuadraticSuite
 
 
@@ -106,6 +107,34 @@ def test_suite_must_keep_to_one_architecture():
 
     with pytest.raises(ValueError, match="suite: expected 8 tasks of one architecture, got 8"):
         InnerRun(Mixed(), networks=8, horizon=(5, 5), seed=0)
+
+
+def test_losses_at_once_are_those_of_each_task():
+    run = InnerRun(DigitsTinySuite(), networks=3, horizon=(5, 5), seed=0)
+    state = run.generator.get_state()
+    together = run.losses(run.params)
+    run.generator.set_state(state)
+    for i, task in enumerate(run.tasks):
+        params = {name: p[i] for name, p in run.params.items()}
+        alone = task.loss(params, task.batch(run.generator))
+        torch.testing.assert_close(together[i], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_tasks_whose_losses_differ_may_not_claim_to_share_one():
+    class Shifted(QuadraticTask):
+        def __init__(self, shift):
+            super().__init__(torch.eye(2), {"vector": torch.ones(2)})
+            self.shift = shift
+
+        def loss(self, params, batch):
+            return super().loss(params, batch) + self.shift
+
+    class Suite:
+        def sample(self, generator, count):
+            return [Shifted(float(i)) for i in range(count)]
+
+    with pytest.raises(ValueError, match="what differs between tasks belongs in their batches"):
+        InnerRun(Suite(), networks=2, horizon=(5, 5), seed=0)
 
 
 class Bowl:
