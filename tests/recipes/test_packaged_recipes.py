@@ -40,7 +40,7 @@ def test_dilation_at_full_strength():
 @pytest.mark.parametrize("name", ["small_rule", "demo_rule"])
 def test_recipes_of_rules_make_an_objective(name):
     recipe = load_recipe(name, RuleRecipe)
-    objective = recipe.objective(resolve_suite(recipe.suite))
+    objective = recipe.build(resolve_suite(recipe.suite))
     loss, _ = objective(objective.new_worker(recipe.seed))
     assert loss.isfinite()
 
