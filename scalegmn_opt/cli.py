@@ -106,7 +106,7 @@ def meta_train(
     if not resume and latest(out / "checkpoints"):
         raise FileExistsError(f"--out: {out} holds checkpoints; add --resume, or choose another")
     if isinstance(loaded, RuleRecipe):
-        objective = loaded.objective(resolve_suite(loaded.suite))
+        objective = loaded.build(resolve_suite(loaded.suite))
     else:
         images, names = _training_images(loaded, data)
         out.mkdir(parents=True, exist_ok=True)

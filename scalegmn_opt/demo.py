@@ -149,7 +149,7 @@ def learn_rule(recipe: RuleRecipe) -> list[float]:
     Raises:
         ImportError: scikit-learn is missing.
     """
-    objective = recipe.objective(resolve_suite(recipe.suite))
+    objective = recipe.build(resolve_suite(recipe.suite))
     with tempfile.TemporaryDirectory() as folder:
         options = recipe.trainer.model_dump()
         accelerator = Accelerator(cpu=True)

@@ -27,8 +27,13 @@ from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import choice_message, load_recipe, packaged_recipes
 from scalegmn_opt.symmetry import verify
 from scalegmn_opt.tables import new_table, times
+from scalegmn_opt.tasks import SuiteRecipe
 
-_RECIPES: Mapping[str, type[BaseModel]] = {"rule": RuleRecipe, "editor": EditorRecipe}
+_RECIPES: Mapping[str, type[BaseModel]] = {
+    "rule": RuleRecipe,
+    "editor": EditorRecipe,
+    "suite": SuiteRecipe,
+}
 _CARDS = (".md", ".json")
 SYMMETRIES = "symmetries"  # the subject that stands for the table of all rules
 

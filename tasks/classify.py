@@ -1,8 +1,7 @@
 """Classification with multilayer perceptrons."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from math import isfinite
 
 import torch
@@ -14,18 +13,9 @@ from scalegmn_opt.meta import ModuleTask
 from scalegmn_opt.symmetry import random_transform
 
 from .data import Dataset
+from .models import Activation, mlp
 
-Activation = Callable[[], nn.Module]
 Batch = tuple[Tensor, Tensor]
-
-
-def mlp(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
-    """A perceptron of layer widths ``sizes``, from inputs to logits, without a last activation."""
-    layers: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is never used
-        for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
-    return nn.Sequential(*layers[:-1])
 
 
 @lru_cache(maxsize=64)
@@ -63,12 +53,14 @@ class MLPClassification(ModuleTask):
         labels: Sequence[int] | None = None,
         init_spread: float = 0.0,
     ) -> None:
-        self.dataset = dataset
+        if dataset.classes is None:
+            raise ValueError(f"dataset: expected classes, got the numbers of {dataset.name}")
+        self.dataset, self.classes = dataset, dataset.classes
         self.activation = activation
         self.batch_size = _positive("batch_size", batch_size)
         self.init_spread = _spread(init_spread)
         self.projection = _checked_projection(projection, dataset.features)
-        self.labels = _checked_labels(labels, dataset.classes)
+        self.labels = _checked_labels(labels, self.classes)
         self._train_inputs, self._train_targets = self._part("training")
         example = self._project(self._train_inputs[:256])
         widths = [_positive("hidden", width) for width in hidden]
@@ -96,10 +88,22 @@ class MLPClassification(ModuleTask):
         index = index.to(self._train_targets.device)
         return self._project(self._train_inputs[index]), self._train_targets[index]
 
+    def validation_batch(self, generator: torch.Generator) -> Batch:
+        """The same of the data set's validation part."""
+        inputs, targets = self._part("validation")
+        index = torch.randint(
+            len(targets), (self.batch_size,), generator=generator, device=generator.device
+        ).to(targets.device)
+        return self._project(inputs[index]), targets[index]
+
     def loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean cross-entropy () of the batch, in nats."""
         inputs, targets = batch
         return cross_entropy(self.forward(params, inputs), targets)
+
+    def losses(self, params: Mapping[str, Tensor], batches: Batch) -> Tensor:
+        """Losses (networks,) of stacked parameters on stacked batches."""
+        return torch.func.vmap(self.loss)(dict(params), batches)
 
     @torch.no_grad()
     def evaluate(self, params: Mapping[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
@@ -116,7 +120,7 @@ class MLPClassification(ModuleTask):
     def _part(self, split: str) -> Batch:
         """The samples of the chosen classes, with targets as output indices."""
         inputs, targets = self.dataset.part(split)
-        output = targets.new_full((self.dataset.classes,), -1)
+        output = targets.new_full((self.classes,), -1)
         output[torch.tensor(self.labels)] = torch.arange(len(self.labels), device=output.device)
         outputs = output[targets]
         chosen = outputs >= 0

@@ -1,7 +1,8 @@
-"""Data sets as three fixed parts in memory: scikit-learn's digits and MNIST from a file."""
+"""A data set as three fixed parts in memory; scikit-learn's digits, and MNIST from a file."""
 
 import zipfile
 from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from pathlib import Path
 
@@ -15,7 +16,13 @@ SPLITS = ("training", "validation", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set: inputs (samples, features), targets (samples,) of class indices.
+    """Inputs (samples, features) and what a network should give for them.
+
+    Targets are class indices: (samples,), or (samples, positions) of a sequence, whose inputs are
+    integers, too. Where ``classes`` is None they are numbers (samples, outputs).
+
+    Args:
+        shape: of one input as a picture or signal, (channels, *extent); flat if not given.
 
     Raises:
         ValueError: if a part is empty, its shapes disagree or a target is not a class.
@@ -27,23 +34,42 @@ class Dataset:
     validation_targets: Tensor
     test_inputs: Tensor
     test_targets: Tensor
-    classes: int
+    classes: int | None
     name: str
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for split in SPLITS:
-            inputs, targets = self.part(split)
-            if inputs.ndim != 2 or targets.shape != inputs.shape[:1] or not len(inputs):
-                raise ValueError(
-                    f"{self.name}, {split} part: expected inputs (samples, features) and targets "
-                    f"(samples,), got {tuple(inputs.shape)} and {tuple(targets.shape)}"
-                )
-            low, high = int(targets.min()), int(targets.max())
-            if low < 0 or high >= self.classes:
-                raise ValueError(
-                    f"{self.name}, {split} part: expected targets in 0..{self.classes - 1}, "
-                    f"got {low}..{high}"
-                )
+            self._check_shapes(split)
+            if self.classes is not None:
+                self._check_classes(split, self.classes)
+        if self.shape and prod(self.shape) != self.features:
+            raise ValueError(
+                f"{self.name}, shape: expected a product of {self.features}, got {self.shape}"
+            )
+
+    def _check_shapes(self, split: str) -> None:
+        inputs, targets = self.part(split)
+        if self.classes is None:
+            expected, right = "(samples, outputs)", targets.ndim == 2
+        elif inputs.is_floating_point():
+            expected, right = "(samples,)", targets.ndim == 1
+        else:
+            expected, right = "(samples, features)", targets.shape == inputs.shape
+        if inputs.ndim != 2 or len(targets) != len(inputs) or not right or not len(inputs):
+            raise ValueError(
+                f"{self.name}, {split} part: expected inputs (samples, features) and targets "
+                f"{expected}, got {tuple(inputs.shape)} and {tuple(targets.shape)}"
+            )
+
+    def _check_classes(self, split: str, classes: int) -> None:
+        targets = self.part(split)[1]
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"{self.name}, {split} part: expected targets in 0..{classes - 1}, "
+                f"got {low}..{high}"
+            )
 
     @property
     def features(self) -> int:
@@ -86,7 +112,7 @@ def digits() -> Dataset:
     targets = torch.as_tensor(labels, dtype=torch.int64)[order]
     sizes = (1197, 300, 300)
     (x0, x1, x2), (y0, y1, y2) = inputs.split(sizes), targets.split(sizes)
-    return Dataset(x0, y0, x1, y1, x2, y2, classes=10, name="digits")
+    return Dataset(x0, y0, x1, y1, x2, y2, classes=10, name="digits", shape=(1, 8, 8))
 
 
 def mnist(path: str | PathLike[str]) -> Dataset:
@@ -103,7 +129,7 @@ def mnist(path: str | PathLike[str]) -> Dataset:
     x_test, y_test = _images(arrays, path, part="test")
     cut = len(x_train) - len(x_train) // 6
     (x0, x1), (y0, y1) = x_train.tensor_split([cut]), y_train.tensor_split([cut])
-    return Dataset(x0, y0, x1, y1, x_test, y_test, classes=10, name="mnist")
+    return Dataset(x0, y0, x1, y1, x_test, y_test, classes=10, name="mnist", shape=(1, 28, 28))
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:

@@ -94,3 +94,7 @@ class QuadraticTask:
         matrix, targets = batch
         residuals = [matrix @ params[name] - target for name, target in targets.items()]
         return 0.5 * sum(residual.square().sum() for residual in residuals)
+
+    def losses(self, params: Mapping[str, Tensor], batches: Any) -> Tensor:
+        """Losses (networks,) of stacked parameters on stacked problems."""
+        return torch.func.vmap(self.loss)(dict(params), batches)

@@ -3,16 +3,21 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.meta import TaskSuite
+from scalegmn_opt.recipe import load_recipe
 
 from .classify import MLPClassification
-from .data import Dataset, digits
+from .data import SPLITS, Dataset, digits
+from .families import SuiteRecipe
 from .quadratic import QuadraticTask
+from .randomness import checked_count, integer, log_integer, log_number
+from .sampling import FamilySuite
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.LeakyReLU)
 
@@ -23,16 +28,16 @@ class QuadraticSuite:
 
     def sample(self, generator: torch.Generator, count: int) -> list[QuadraticTask]:
         """``count`` problems of one size; each has a condition and targets of its own."""
-        dims = _log_uniform_int(2, 32, generator=generator)
-        columns = _integer(0, 8, generator=generator)
+        dims = log_integer(2, 32, generator=generator)
+        columns = integer(0, 8, generator=generator)
         return [
             QuadraticTask.random(
                 dims,
-                condition=_log_uniform(1, 1000, generator=generator),
+                condition=log_number(1, 1000, generator=generator),
                 columns=columns,
                 generator=generator,
             )
-            for _ in range(_checked_count(count))
+            for _ in range(checked_count(count))
         ]
 
 
@@ -53,12 +58,12 @@ class DigitsMLPSuite:
 
     def sample(self, generator: torch.Generator, count: int) -> list[MLPClassification]:
         """``count`` tasks of one random architecture."""
-        dims = _log_uniform_int(16, 400, generator=generator)
-        depth = _integer(1, 3, generator=generator)
-        hidden = [_log_uniform_int(8, 64, generator=generator) for _ in range(depth)]
-        activation = ACTIVATIONS[_integer(0, len(ACTIVATIONS) - 1, generator=generator)]
-        batch_size = _log_uniform_int(16, 128, generator=generator)
-        classes = _integer(2, self._dataset.classes, generator=generator)
+        dims = log_integer(16, 400, generator=generator)
+        depth = integer(1, 3, generator=generator)
+        hidden = [log_integer(8, 64, generator=generator) for _ in range(depth)]
+        activation = ACTIVATIONS[integer(0, len(ACTIVATIONS) - 1, generator=generator)]
+        batch_size = log_integer(16, 128, generator=generator)
+        classes = integer(2, self._dataset.classes, generator=generator)
         return [
             MLPClassification(
                 self._dataset,
@@ -69,7 +74,7 @@ class DigitsMLPSuite:
                 labels=_classes(self._dataset.classes, classes, generator=generator),
                 init_spread=0.5,
             )
-            for _ in range(_checked_count(count))
+            for _ in range(checked_count(count))
         ]
 
 
@@ -87,7 +92,7 @@ class DigitsTinySuite:
 
     def sample(self, generator: torch.Generator, count: int) -> list[MLPClassification]:
         """``count`` tasks of one random width."""
-        width = _integer(12, 24, generator=generator)
+        width = integer(12, 24, generator=generator)
         return [
             MLPClassification(
                 self._dataset,
@@ -95,14 +100,40 @@ class DigitsTinySuite:
                 batch_size=32,
                 projection=_projection(self._dataset.features, 16, generator=generator),
             )
-            for _ in range(_checked_count(count))
+            for _ in range(checked_count(count))
         ]
+
+
+def family_suite(path_or_name: str | Path, split: str = "training") -> FamilySuite:
+    """One split of a suite that a recipe describes, by the recipe's file or name.
+
+    Raises:
+        FileNotFoundError: if there is no such recipe.
+        ValueError: if it is no recipe of a suite, or ``split`` is not one of ``SPLITS``.
+        ImportError: if scikit-learn is needed and not installed.
+    """
+    recipe = load_recipe(path_or_name, SuiteRecipe)
+    families = {
+        "training": recipe.training,
+        "validation": recipe.validation,
+        "test": recipe.test,
+    }
+    if split not in families:
+        raise ValueError(f"unknown split {split!r}; choose from {list(families)}")
+    return FamilySuite(families[split])
 
 
 SUITES: dict[str, Callable[[], TaskSuite]] = {
     "digits-mlp": DigitsMLPSuite,
     "digits-tiny": DigitsTinySuite,
     "quadratic": QuadraticSuite,
+    **{
+        name if split == "training" else f"{name}/{split}": partial(
+            family_suite, f"{name}_suite", split
+        )
+        for name in ("mixed", "mlp", "tiny", "vision")
+        for split in SPLITS
+    },
 }
 
 
@@ -143,30 +174,9 @@ def _load(name: str) -> Callable[[], TaskSuite]:
     return vars(module)[attribute]
 
 
-def _checked_count(count: int) -> int:
-    if count < 1:
-        raise ValueError(f"count: expected a number of tasks >= 1, got {count}")
-    return count
-
-
-def _integer(low: int, high: int, *, generator: torch.Generator) -> int:
-    """An integer in [low, high]."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _log_uniform(low: float, high: float, *, generator: torch.Generator) -> float:
-    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-    return exp(log(low) + uniform * log(high / low))
-
-
-def _log_uniform_int(low: int, high: int, *, generator: torch.Generator) -> int:
-    """An integer in [low, high], with about equal chances for each factor of size."""
-    return min(high, int(_log_uniform(low, high + 1, generator=generator)))
-
-
 def _projection(features: int, dims: int, *, generator: torch.Generator) -> Tensor:
     """(features, dims), which multiplies the root mean square of inputs by 0.5 to 2."""
-    scale = _log_uniform(0.5, 2.0, generator=generator)
+    scale = log_number(0.5, 2.0, generator=generator)
     return torch.randn(features, dims, generator=generator) * (scale / features**0.5)
 
 

@@ -1,15 +1,22 @@
 """Meta-training: tasks, inner runs, estimators of the meta-gradient, and the trainer."""
 
-from scalegmn_opt.meta.estimators import Objective, TruncatedBackprop, Worker
-from scalegmn_opt.meta.task import ModuleTask, Task, TaskSuite
+from scalegmn_opt.meta.estimators import Objective, RuleObjective, TruncatedBackprop, Worker
+from scalegmn_opt.meta.evolution import EvolutionStrategies, PersistentES
+from scalegmn_opt.meta.task import HeldOutTask, ModuleTask, StackedTask, Task, TaskSuite
 from scalegmn_opt.meta.trainer import MetaTrainer
-from scalegmn_opt.meta.unroll import InnerRun
+from scalegmn_opt.meta.unroll import InnerRun, RunOptions
 
 __all__ = [
+    "EvolutionStrategies",
+    "HeldOutTask",
     "InnerRun",
     "MetaTrainer",
     "ModuleTask",
     "Objective",
+    "PersistentES",
+    "RuleObjective",
+    "RunOptions",
+    "StackedTask",
     "Task",
     "TaskSuite",
     "TruncatedBackprop",

@@ -1,18 +1,18 @@
 """Estimators of the meta-gradient: modules whose loss is differentiable in the meta-parameters."""
 
 import os
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from scalegmn_opt.meta.objectives import AIMS, Aim, log_loss
 from scalegmn_opt.meta.task import TaskSuite
-from scalegmn_opt.meta.unroll import InnerRun
-from scalegmn_opt.optim.rule import UpdateRule
-from scalegmn_opt.optim.state import State
+from scalegmn_opt.meta.unroll import InnerRun, RunOptions, unroll
+from scalegmn_opt.optim.state import Rule, State
 
-LOSS_FLOOR = 0.02  # log(loss + floor): a loss near zero is as good as zero
 EXPLODED = 1.0  # rise of log(loss + floor) since a run's start after which it is given up
+Batches = Literal["training", "validation"]
 
 
 class Worker(Protocol):
@@ -38,81 +38,129 @@ class Objective(Protocol):
         """Write the trained weights."""
 
 
-class TruncatedBackprop(nn.Module):
-    """Backpropagation through windows of ``truncation`` steps of inner training.
+class RuleObjective(nn.Module):
+    """What the estimators share: the inner runs of a rule on a suite, and what they are judged by.
 
-    The loss is the mean over the window's steps and networks of ``log(loss + 0.02)`` after each
-    step. Gradients, parameters and momenta that the rule reads are constants (first order); the
-    parameters that the loss reads are not. A window with a number that is not finite counts zero;
-    after it, and when a loss is e times what it was at first, the run begins anew.
+    A window of a run is judged by the mean over its steps and networks of ``log(loss + 0.02)``,
+    of the loss, or of the log's difference to Adam's curve (``objective``), after each step, on
+    training or validation batches. A window with a number that is not finite counts zero and is
+    logged as skipped. After it, and when a loss is e times what it was at first, which is logged
+    as the share of networks that diverged, the run begins anew.
 
     Args:
         rule: the rule to train.
         suite: where tasks come from.
         networks: how many tasks of one architecture are stacked in a worker.
-        truncation: steps between two meta-gradients.
         horizon: shortest and longest length of an inner run in steps.
+        objective: ``log``, ``mean`` or ``log-ratio``.
+        batches: ``training`` or ``validation``.
+
+    Raises:
+        ValueError: for another ``objective`` or other ``batches``.
     """
 
     def __init__(
         self,
-        rule: UpdateRule,
+        rule: Rule,
+        suite: TaskSuite,
+        *,
+        networks: int = 8,
+        horizon: tuple[int, int] = (50, 500),
+        objective: Aim = "log",
+        batches: Batches = "training",
+    ) -> None:
+        super().__init__()
+        for name, got, choices in (
+            ("objective", objective, get_args(Aim)),
+            ("batches", batches, get_args(Batches)),
+        ):
+            if got not in choices:
+                raise ValueError(f"{name}: choose from {list(choices)}, got {got!r}")
+        self.rule, self.suite, self.aim = rule, suite, objective
+        self.options = RunOptions(
+            networks,
+            horizon,
+            validation=batches == "validation",
+            referenced=objective == "log-ratio",
+        )
+
+    def new_worker(self, seed: int) -> InnerRun:
+        """A run whose randomness depends on ``seed`` alone."""
+        return InnerRun(self.rule, self.suite, options=self.options, seed=seed)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the rule's weights."""
+        self.rule.save_pretrained(path)
+
+    def judge(self, worker: InnerRun, losses: Tensor) -> Tensor:
+        """The objective () of ``losses`` (steps, networks) of the worker's next window."""
+        return AIMS[self.aim](losses, worker.reference_of(len(losses)))
+
+    def anchored(self, loss: Tensor) -> Tensor:
+        """``loss``; distributed training expects each parameter in it, whatever graph was drawn."""
+        return loss + sum(0.0 * p.sum() for p in self.parameters())
+
+
+class TruncatedBackprop(RuleObjective):
+    """Backpropagation through windows of ``truncation`` steps: low variance, but biased.
+
+    What a step does to the losses of later windows is not seen. Gradients, parameters and momenta
+    that the rule reads are constants (first order); the parameters that the loss reads are not.
+    Arguments as of :class:`RuleObjective`, and:
+
+    Args:
+        truncation: steps between two meta-gradients.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
         suite: TaskSuite,
         *,
         networks: int = 8,
         truncation: int = 20,
         horizon: tuple[int, int] = (50, 500),
+        objective: Aim = "log",
+        batches: Batches = "training",
     ) -> None:
-        super().__init__()
-        if truncation < 1:
-            raise ValueError(f"truncation: expected at least 1, got {truncation}")
-        self.rule, self.suite = rule, suite
-        self.networks, self.truncation, self.horizon = networks, truncation, horizon
-
-    def new_worker(self, seed: int) -> InnerRun:
-        return InnerRun(self.suite, networks=self.networks, horizon=self.horizon, seed=seed)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        self.rule.save_pretrained(path)
+        super().__init__(
+            rule, suite, networks=networks, horizon=horizon, objective=objective, batches=batches
+        )
+        self.truncation = checked_truncation(truncation)
 
     def forward(self, worker: InnerRun) -> tuple[Tensor, dict[str, float]]:
-        params, state, losses = self._unroll(worker)
-        loss = torch.log(losses[1:] + LOSS_FLOOR).mean()
-        healthy = bool(torch.isfinite(loss))
-        rise = torch.log((losses[-1].detach() + LOSS_FLOOR) / (worker.first_losses + LOSS_FLOOR))
-        exploded = not healthy or bool((rise > EXPLODED).any())
-        log = {"inner_loss": float(losses[-1].detach().mean()), "diverged": float(exploded)}
-        worker.remaining -= self.truncation
-        if worker.remaining > 0 and not exploded:
+        steps = worker.window(self.truncation)
+        params, state, losses = unroll(
+            self.rule, worker, worker.params, worker.state, steps=steps, differentiable=True
+        )
+        loss = self.judge(worker, losses)
+        log = health(worker, losses)
+        worker.remaining -= steps
+        if worker.remaining > 0 and not log["diverged"]:
             worker.params = {name: p.detach() for name, p in params.items()}
-            worker.state = state
+            worker.state = detached(state)
         else:
             worker.reset()
-        if not healthy:
-            loss, log["inner_loss"] = torch.zeros(()), 0.0
-        # Distributed training expects each parameter in each loss, whatever graph was drawn.
-        return loss + sum(0.0 * p.sum() for p in self.parameters()), log
-
-    def _unroll(self, worker: InnerRun) -> tuple[dict[str, Tensor], State, Tensor]:
-        graph = worker.tasks[0].graph
-        params = {name: p.detach().requires_grad_() for name, p in worker.params.items()}
-        state, losses = worker.state, []
-        for _ in range(self.truncation):
-            losses.append(worker.losses(params))
-            grads = _gradients(losses[-1], params)
-            read = {name: p.detach() for name, p in params.items()}
-            updates, state = self.rule(graph, read, grads, state)
-            params = {name: p + updates[name] for name, p in params.items()}
-        losses.append(worker.losses(params))
-        return params, state, torch.stack(losses)
+        # Backpropagation of a number that is not finite would spread it.
+        return self.anchored(torch.zeros(()) if log["skipped"] else loss), log
 
 
-def _gradients(losses: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of each network's own loss; zero for a parameter its loss does not read."""
-    found = torch.autograd.grad(
-        losses.sum(), list(params.values()), retain_graph=True, allow_unused=True
-    )
-    return {
-        name: torch.zeros_like(p) if grad is None else grad.detach()
-        for (name, p), grad in zip(params.items(), found, strict=True)
-    }
+def health(worker: InnerRun, losses: Tensor) -> dict[str, float]:
+    """Numbers for the log on a window's ``losses`` (steps, networks)."""
+    last, skipped = losses[-1].detach(), not bool(losses.isfinite().all())
+    rise = log_loss(last) - log_loss(worker.first_losses)
+    diverged = 1.0 if skipped else float((rise > EXPLODED).float().mean())
+    inner = 0.0 if skipped else float(last.mean())
+    return {"inner_loss": inner, "diverged": diverged, "skipped": float(skipped)}
+
+
+def detached(state: State) -> State:
+    """The same numbers without their history."""
+    return {n: {key: x.detach() for key, x in entry.items()} for n, entry in state.items()}
+
+
+def checked_truncation(truncation: int) -> int:
+    """``truncation``, if it is a number of steps."""
+    if truncation < 1:
+        raise ValueError(f"truncation: expected at least 1, got {truncation}")
+    return truncation

@@ -1,11 +1,13 @@
 """Recipes of meta-training runs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalegmn_opt.meta.estimators import TruncatedBackprop
+from scalegmn_opt.meta.estimators import Batches, RuleObjective, TruncatedBackprop
+from scalegmn_opt.meta.evolution import EvolutionStrategies, PersistentES
+from scalegmn_opt.meta.objectives import Aim
 from scalegmn_opt.meta.task import TaskSuite
 from scalegmn_opt.optim.rule import UpdateRule
 
@@ -35,28 +37,39 @@ class TrainerOptions(_Strict):
 
 
 class RuleRecipe(_Strict):
-    """Meta-train an update rule on a suite of tasks by truncated backpropagation."""
+    """Meta-train an update rule on a suite of tasks, see :mod:`scalegmn_opt.meta.estimators`."""
 
     kind: Literal["rule"]
     name: str
     description: str = ""
     suite: str
     rule: RuleSize = RuleSize()
+    estimator: Literal["truncated-backprop", "es", "pes"] = "truncated-backprop"
+    objective: Aim = "log"
+    batches: Batches = "training"
+    sigma: float = Field(default=0.01, gt=0)
     networks: int = Field(default=8, ge=1)
     truncation: int = Field(default=20, ge=1)
     horizon: tuple[int, int] = (50, 500)
     trainer: TrainerOptions
     seed: int = 0
 
-    def objective(self, suite: TaskSuite) -> TruncatedBackprop:
+    def build(self, suite: TaskSuite) -> RuleObjective:
         """The objective to train; the rule's initial weights depend on ``seed`` alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             rule = UpdateRule(**self.rule.model_dump())
-        return TruncatedBackprop(
-            rule,
-            suite,
-            networks=self.networks,
-            truncation=self.truncation,
-            horizon=self.horizon,
-        )
+        common: dict[str, Any] = {
+            "networks": self.networks,
+            "horizon": self.horizon,
+            "objective": self.objective,
+            "batches": self.batches,
+        }
+        match self.estimator:
+            case "es":
+                return EvolutionStrategies(rule, suite, sigma=self.sigma, **common)
+            case "pes":
+                return PersistentES(
+                    rule, suite, truncation=self.truncation, sigma=self.sigma, **common
+                )
+        return TruncatedBackprop(rule, suite, truncation=self.truncation, **common)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from scalegmn_opt.graph import WeightGraph, trace
 
@@ -39,11 +40,64 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class HeldOutTask(Task, Protocol):
+    """A task that also has batches of samples that training never sees."""
+
+    def validation_batch(self, generator: torch.Generator) -> Any:
+        """A batch as ``batch`` gives it, of held-out samples."""
+
+
+@runtime_checkable
+class StackedTask(Task, Protocol):
+    """A task whose loss depends on its arguments and the architecture alone.
+
+    All tasks of a sample then have the same ``loss``, which one of them computes for all: what
+    differs between them is in their batches.
+    """
+
+    def losses(self, params: Mapping[str, Tensor], batches: Any) -> Tensor:
+        """Losses (tasks,) of parameters and batches stacked along a new first axis."""
+
+
+@runtime_checkable
 class TaskSuite(Protocol):
     """A distribution of tasks."""
 
     def sample(self, generator: torch.Generator, count: int) -> Sequence[Task]:
         """``count`` tasks of one architecture; their parameters stack along a new axis."""
+
+
+def draw_batches(
+    tasks: Sequence[Task], generator: torch.Generator, *, validation: bool = False
+) -> list[Any]:
+    """A batch of each task; with ``validation`` of held-out samples where a task has them."""
+    return [
+        task.validation_batch(generator)
+        if validation and isinstance(task, HeldOutTask)
+        else task.batch(generator)
+        for task in tasks
+    ]
+
+
+def stacked_losses(
+    tasks: Sequence[Task], params: Mapping[str, Tensor], batches: Sequence[Any]
+) -> Tensor:
+    """Losses (tasks,) of stacked ``params`` (tasks, *shape): at once where tasks can."""
+    if isinstance(tasks[0], StackedTask):
+        stacked = tree_map(lambda *leaves: torch.stack(leaves), *batches)
+        return tasks[0].losses(params, stacked)
+    return each_loss(tasks, params, batches)
+
+
+def each_loss(
+    tasks: Sequence[Task], params: Mapping[str, Tensor], batches: Sequence[Any]
+) -> Tensor:
+    """Losses (tasks,) as each task's own ``loss`` gives them."""
+    each = [
+        task.loss({name: p[i] for name, p in params.items()}, batch)
+        for i, (task, batch) in enumerate(zip(tasks, batches, strict=True))
+    ]
+    return torch.stack(each)
 
 
 @runtime_checkable
@@ -106,6 +160,10 @@ class ModuleTask(ABC):
     @abstractmethod
     def batch(self, generator: torch.Generator) -> Any:
         """A batch, in whatever form ``loss`` takes."""
+
+    def validation_batch(self, generator: torch.Generator) -> Any:
+        """A batch of held-out samples; like any other if there are none."""
+        return self.batch(generator)
 
     @abstractmethod
     def loss(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:

@@ -1,16 +1,51 @@
 """Inner training runs that the meta-gradient is taken through."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import exp, log
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalegmn_opt.graph import stack_parameters
-from scalegmn_opt.meta.task import Task, TaskSuite
-from scalegmn_opt.optim.rule import UpdateRule
-from scalegmn_opt.optim.state import State
+from scalegmn_opt.graph import WeightGraph, stack_parameters
+from scalegmn_opt.meta.objectives import adam_curve
+from scalegmn_opt.meta.task import (
+    Task,
+    TaskSuite,
+    draw_batches,
+    each_loss,
+    stacked_losses,
+)
+from scalegmn_opt.optim.state import Rule, State
+
+Params = dict[str, Tensor]
+Step = Callable[[WeightGraph, Params, Params, State], tuple[Params, State]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What all inner runs of a meta-training have in common.
+
+    Args:
+        networks: how many tasks are stacked.
+        horizon: shortest and longest length of a run in steps, drawn log-uniformly.
+        validation: measure on validation batches instead of training batches.
+        referenced: find Adam's losses on the tasks, too, at the start of a run.
+    """
+
+    networks: int
+    horizon: tuple[int, int]
+    validation: bool = False
+    referenced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.networks < 1:
+            raise ValueError(f"networks: expected at least 1, got {self.networks}")
+        if not 1 <= self.horizon[0] <= self.horizon[1]:
+            raise ValueError(
+                f"horizon: expected 1 <= shortest <= longest, got {tuple(self.horizon)}"
+            )
 
 
 class InnerRun:
@@ -20,20 +55,21 @@ class InnerRun:
     it lives, and can be stored and continued exactly.
 
     Args:
+        rule: gives the state that a run starts with.
         suite: where tasks come from.
-        networks: how many tasks are stacked.
-        horizon: shortest and longest length of a run in steps, drawn log-uniformly.
+        options: how many networks, how long, and what is measured.
         seed: of the run's generator.
     """
 
     def __init__(
-        self, suite: TaskSuite, *, networks: int, horizon: tuple[int, int], seed: int
+        self,
+        rule: Rule,
+        suite: TaskSuite,
+        *,
+        options: RunOptions,
+        seed: int,
     ) -> None:
-        if networks < 1:
-            raise ValueError(f"networks: expected at least 1, got {networks}")
-        if not 1 <= horizon[0] <= horizon[1]:
-            raise ValueError(f"horizon: expected 1 <= shortest <= longest, got {tuple(horizon)}")
-        self._suite, self._networks, self._horizon = suite, networks, horizon
+        self._rule, self._suite, self.options = rule, suite, options
         self.generator = torch.Generator().manual_seed(seed)
         self.resets = 0
         self.reset()
@@ -45,30 +81,62 @@ class InnerRun:
         self.params = stack_parameters([task.init(self.generator) for task in self.tasks])
         rms = torch.tensor([task.input_rms for task in self.tasks])
         graph = self.tasks[0].graph
-        self.state: State = UpdateRule.init(graph, self.params, input_rms=rms)
-        shortest, longest = self._horizon
+        self.state: State = self._rule.init(graph, self.params, input_rms=rms)
+        shortest, longest = self.options.horizon
         uniform = float(torch.rand((), generator=self.generator, dtype=torch.float64))
-        self.remaining = round(exp(log(shortest) + uniform * log(longest / shortest)))
+        self.length = round(exp(log(shortest) + uniform * log(longest / shortest)))
+        self.remaining = self.length
         self.resets += 1
         with torch.no_grad():
-            self.first_losses = self.losses(self.params)
+            batches = draw_batches(self.tasks, self.generator)
+            self.first_losses = stacked_losses(self.tasks, self.params, batches)
+            _check_stacking(self.first_losses, each_loss(self.tasks, self.params, batches))
+        self.reference = self._find_reference() if self.options.referenced else None
+
+    def _find_reference(self) -> Tensor:
+        return adam_curve(
+            self.tasks,
+            self.params,
+            steps=self.length,
+            validation=self.options.validation,
+            generator=torch.Generator().manual_seed(self._task_seed),
+        )
 
     def _sample(self) -> Sequence[Task]:
-        tasks = self._suite.sample(torch.Generator().manual_seed(self._task_seed), self._networks)
-        if len(tasks) != self._networks or any(t.graph != tasks[0].graph for t in tasks):
+        tasks = self._suite.sample(
+            torch.Generator().manual_seed(self._task_seed), self.options.networks
+        )
+        if len(tasks) != self.options.networks or any(t.graph != tasks[0].graph for t in tasks):
             raise ValueError(
-                f"suite: expected {self._networks} tasks of one architecture, got {len(tasks)} "
-                f"tasks of {len({t.graph for t in tasks})} architectures"
+                f"suite: expected {self.options.networks} tasks of one architecture, "
+                f"got {len(tasks)} tasks of {len({t.graph for t in tasks})} architectures"
             )
         return tasks
 
-    def losses(self, params: dict[str, Tensor]) -> Tensor:
-        """Losses (networks,) of stacked ``params`` on a new batch of each task."""
-        each = [
-            task.loss({name: p[i] for name, p in params.items()}, task.batch(self.generator))
-            for i, task in enumerate(self.tasks)
-        ]
-        return torch.stack(each)
+    @property
+    def graph(self) -> WeightGraph:
+        """The graph of all networks of the run."""
+        return self.tasks[0].graph
+
+    def window(self, truncation: int) -> int:
+        """Steps of the next window: ``truncation``, or what is left of the run."""
+        return min(truncation, self.remaining)
+
+    def reference_of(self, steps: int) -> Tensor | None:
+        """Adam's losses (steps, networks) at the next ``steps`` steps of the run."""
+        if self.reference is None:
+            return None
+        done = self.length - self.remaining
+        return self.reference[done : done + steps]
+
+    def losses(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Losses (networks,) of stacked ``params`` on a new training batch of each task."""
+        return stacked_losses(self.tasks, params, draw_batches(self.tasks, self.generator))
+
+    def measure(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Losses (networks,) as the meta-objective reads them."""
+        batches = draw_batches(self.tasks, self.generator, validation=self.options.validation)
+        return stacked_losses(self.tasks, params, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a copy needs to go on exactly."""
@@ -78,7 +146,9 @@ class InnerRun:
             "params": self.params,
             "state": self.state,
             "first_losses": self.first_losses,
+            "length": self.length,
             "remaining": self.remaining,
+            "reference": self.reference,
             "resets": self.resets,
         }
 
@@ -89,4 +159,60 @@ class InnerRun:
         self.tasks = self._sample()
         self.params, self.state = state["params"], state["state"]
         self.first_losses = state["first_losses"]
-        self.remaining, self.resets = state["remaining"], state["resets"]
+        self.length, self.remaining = state["length"], state["remaining"]
+        self.reference, self.resets = state["reference"], state["resets"]
+
+
+def unroll(
+    step: Step,
+    run: InnerRun,
+    params: Params,
+    state: State,
+    *,
+    steps: int,
+    differentiable: bool,
+) -> tuple[Params, State, Tensor]:
+    """Train for ``steps`` steps: parameters, state, and losses (steps, networks) after each step.
+
+    Gradients, parameters and momenta that ``step`` reads are constants (first order); with
+    ``differentiable`` the losses depend on what it computes. Draws from the run's generator.
+    """
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
+    measured = []
+    for number in range(steps):
+        losses = run.losses(params)
+        if number > 0 and not run.options.validation:
+            measured.append(losses)  # the batch of the next gradient measures this step
+        grads = _gradients(losses, params, retain_graph=differentiable)
+        read = {name: p.detach() for name, p in params.items()}
+        with torch.set_grad_enabled(differentiable):
+            updates, state = step(run.graph, read, grads, state)
+            params = {name: p + updates[name] for name, p in params.items()}
+        if not differentiable:
+            params = {name: p.detach().requires_grad_() for name, p in params.items()}
+        if run.options.validation:
+            measured.append(run.measure(params))
+    if not run.options.validation:
+        measured.append(run.measure(params))
+    losses = torch.stack(measured)
+    return params, state, losses if differentiable else losses.detach()
+
+
+def _gradients(losses: Tensor, params: Params, *, retain_graph: bool) -> Params:
+    """Gradients of each network's own loss; zero for a parameter its loss does not read."""
+    found = torch.autograd.grad(
+        losses.sum(), list(params.values()), retain_graph=retain_graph, allow_unused=True
+    )
+    return {
+        name: torch.zeros_like(p) if grad is None else grad.detach()
+        for (name, p), grad in zip(params.items(), found, strict=True)
+    }
+
+
+def _check_stacking(together: Tensor, alone: Tensor) -> None:
+    if not torch.allclose(together, alone, rtol=1e-2, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            "suite: expected losses() of the first task to give each task's own loss(), "
+            f"{alone.tolist()}, got {together.tolist()}; what differs between tasks belongs in "
+            "their batches"
+        )

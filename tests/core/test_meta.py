@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from scalegmn_opt import UpdateRule, WeightGraph
-from scalegmn_opt.meta import InnerRun, MetaTrainer, TruncatedBackprop
+from scalegmn_opt.meta import InnerRun, MetaTrainer, RunOptions, TruncatedBackprop
 from scalegmn_opt.meta.checkpoint import CheckpointWarning, latest
+from scalegmn_opt.tasks import QuadraticTask
 from scalegmn_opt.tasks.suites import DigitsTinySuite, QuadraticSuite
 
 
@@ -26,6 +27,10 @@ def make_rule() -> UpdateRule:
 def make_objective(**options) -> TruncatedBackprop:
     options = {"networks": 2, "truncation": 3, "horizon": (4, 9)} | options
     return TruncatedBackprop(make_rule(), QuadraticSuite(), **options)
+
+
+def make_run(suite, *, networks, horizon, seed) -> InnerRun:
+    return InnerRun(make_rule(), suite, options=RunOptions(networks, horizon), seed=seed)
 
 
 def make_trainer(output: Path, **options) -> MetaTrainer:
@@ -50,16 +55,16 @@ def assert_same(first: dict, second: dict) -> None:
 
 def test_inner_run_depends_on_its_seed_alone():
     torch.manual_seed(1)
-    first = InnerRun(QuadraticSuite(), networks=2, horizon=(5, 50), seed=3)
+    first = make_run(QuadraticSuite(), networks=2, horizon=(5, 50), seed=3)
     torch.manual_seed(2)
-    second = InnerRun(QuadraticSuite(), networks=2, horizon=(5, 50), seed=3)
+    second = make_run(QuadraticSuite(), networks=2, horizon=(5, 50), seed=3)
     assert_same(first.params, second.params)
     assert first.remaining == second.remaining
     assert torch.equal(first.losses(first.params), second.losses(second.params))
 
 
 def test_horizons_are_log_uniform():
-    run = InnerRun(QuadraticSuite(), networks=1, horizon=(10, 1000), seed=0)
+    run = make_run(QuadraticSuite(), networks=1, horizon=(10, 1000), seed=0)
     lengths = []
     for _ in range(400):
         run.reset()
@@ -105,7 +110,35 @@ def test_suite_must_keep_to_one_architecture():
             return [QuadraticSuite().sample(generator, 1)[0] for _ in range(count)]
 
     with pytest.raises(ValueError, match="suite: expected 8 tasks of one architecture, got 8"):
-        InnerRun(Mixed(), networks=8, horizon=(5, 5), seed=0)
+        make_run(Mixed(), networks=8, horizon=(5, 5), seed=0)
+
+
+def test_losses_at_once_are_those_of_each_task():
+    run = make_run(DigitsTinySuite(), networks=3, horizon=(5, 5), seed=0)
+    state = run.generator.get_state()
+    together = run.losses(run.params)
+    run.generator.set_state(state)
+    for i, task in enumerate(run.tasks):
+        params = {name: p[i] for name, p in run.params.items()}
+        alone = task.loss(params, task.batch(run.generator))
+        torch.testing.assert_close(together[i], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_tasks_whose_losses_differ_may_not_claim_to_share_one():
+    class Shifted(QuadraticTask):
+        def __init__(self, shift):
+            super().__init__(torch.eye(2), {"vector": torch.ones(2)})
+            self.shift = shift
+
+        def loss(self, params, batch):
+            return super().loss(params, batch) + self.shift
+
+    class Suite:
+        def sample(self, generator, count):
+            return [Shifted(float(i)) for i in range(count)]
+
+    with pytest.raises(ValueError, match="what differs between tasks belongs in their batches"):
+        make_run(Suite(), networks=2, horizon=(5, 5), seed=0)
 
 
 class Bowl:

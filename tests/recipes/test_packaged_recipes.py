@@ -9,7 +9,7 @@ from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import SirenSpec, initial_parameters, render
 from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import load_recipe, packaged_recipes
-from scalegmn_opt.tasks import resolve_suite
+from scalegmn_opt.tasks import SuiteRecipe, resolve_suite
 
 SINGLE = ["brightness", "contrast", "invert", "rotate", "shift", "zoom"]
 SPEC = SirenSpec(hidden=(8, 8))
@@ -40,7 +40,7 @@ def test_dilation_at_full_strength():
 @pytest.mark.parametrize("name", ["small_rule", "demo_rule"])
 def test_recipes_of_rules_make_an_objective(name):
     recipe = load_recipe(name, RuleRecipe)
-    objective = recipe.objective(resolve_suite(recipe.suite))
+    objective = recipe.build(resolve_suite(recipe.suite))
     loss, _ = objective(objective.new_worker(recipe.seed))
     assert loss.isfinite()
 
@@ -57,7 +57,7 @@ class _Kind(BaseModel):
 
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_every_recipe_satisfies_its_schema(name):
-    schemas = {None: EditRecipe, "rule": RuleRecipe, "editor": EditorRecipe}
+    schemas = {None: EditRecipe, "rule": RuleRecipe, "editor": EditorRecipe, "suite": SuiteRecipe}
     loaded = load_recipe(name, schemas[load_recipe(name, _Kind).kind])
     assert loaded.name.replace("-", "_") == name
     assert loaded.description
