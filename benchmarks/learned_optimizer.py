@@ -89,7 +89,7 @@ def compare(name: str, task: MLPClassification, rule: UpdateRule) -> list[dict[s
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mnist", type=Path, nargs="?")
-    parser.add_argument("--weights", type=Path, default="small")
+    parser.add_argument("--weights", type=Path, default="general")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tasks = {"digits 64-32-10": MLPClassification(digits())}

@@ -31,7 +31,7 @@ from scalegmn_opt.tasks import MLPClassification, digits, resolve_suite
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RULE = "small"
+RULE = "general"
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam
 STEPS, SEEDS = 300, 3
 DIGITS = 8

@@ -1,18 +1,17 @@
 """Estimators of the meta-gradient: modules whose loss is differentiable in the meta-parameters."""
 
 import os
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.meta.objectives import AIMS, Aim, log_loss
 from scalegmn_opt.meta.task import TaskSuite
-from scalegmn_opt.meta.unroll import InnerRun, RunOptions, unroll
+from scalegmn_opt.meta.unroll import Batches, InnerRun, RunOptions, unroll
 from scalegmn_opt.optim.state import Rule, State
 
 EXPLODED = 1.0  # rise of log(loss + floor) since a run's start after which it is given up
-Batches = Literal["training", "validation"]
 
 
 class Worker(Protocol):
@@ -43,9 +42,9 @@ class RuleObjective(nn.Module):
 
     A window of a run is judged by the mean over its steps and networks of ``log(loss + 0.02)``,
     of the loss, or of the log's difference to Adam's curve (``objective``), after each step, on
-    training or validation batches. A window with a number that is not finite counts zero and is
-    logged as skipped. After it, and when a loss is e times what it was at first, which is logged
-    as the share of networks that diverged, the run begins anew.
+    training or validation batches, or both in turns. A window with a number that is not finite
+    counts zero and is logged as skipped. After it, and when a loss is e times what it was at first,
+    which is logged as the share of networks that diverged, the run begins anew.
 
     Args:
         rule: the rule to train.
@@ -53,7 +52,7 @@ class RuleObjective(nn.Module):
         networks: how many tasks of one architecture are stacked in a worker.
         horizon: shortest and longest length of an inner run in steps.
         objective: ``log``, ``mean`` or ``log-ratio``.
-        batches: ``training`` or ``validation``.
+        batches: ``training``, ``validation``, or ``both`` in turns.
 
     Raises:
         ValueError: for another ``objective`` or other ``batches``.
@@ -80,7 +79,7 @@ class RuleObjective(nn.Module):
         self.options = RunOptions(
             networks,
             horizon,
-            validation=batches == "validation",
+            batches=batches,
             referenced=objective == "log-ratio",
         )
 

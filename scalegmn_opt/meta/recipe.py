@@ -17,12 +17,12 @@ class _Strict(BaseModel):
 
 
 class RuleSize(_Strict):
-    """Size of a rule's backbone, see :class:`UpdateRule`."""
+    """Size of a rule's networks, see :class:`UpdateRule`."""
 
-    node_channels: int = Field(default=16, ge=1)
-    edge_channels: int = Field(default=8, ge=1)
+    channels: int = Field(default=16, ge=0)
+    message_channels: int = Field(default=8, ge=1)
     hidden_channels: int = Field(default=32, ge=1)
-    num_layers: int = Field(default=1, ge=1)
+    weight_channels: int = Field(default=8, ge=1)
 
 
 class TrainerOptions(_Strict):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from scalegmn_opt.meta.task import (
 )
 from scalegmn_opt.optim.state import Rule, State
 
+Batches = Literal["training", "validation", "both"]
 Params = dict[str, Tensor]
 Step = Callable[[WeightGraph, Params, Params, State], tuple[Params, State]]
 
@@ -30,13 +31,13 @@ class RunOptions:
     Args:
         networks: how many tasks are stacked.
         horizon: shortest and longest length of a run in steps, drawn log-uniformly.
-        validation: measure on validation batches instead of training batches.
+        batches: measure each step on training or validation batches, or on both in turns.
         referenced: find Adam's losses on the tasks, too, at the start of a run.
     """
 
     networks: int
     horizon: tuple[int, int]
-    validation: bool = False
+    batches: Batches = "training"
     referenced: bool = False
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class InnerRun:
             self.tasks,
             self.params,
             steps=self.length,
-            validation=self.options.validation,
+            validation=self.options.batches == "validation",
             generator=torch.Generator().manual_seed(self._task_seed),
         )
 
@@ -118,6 +119,12 @@ class InnerRun:
         """The graph of all networks of the run."""
         return self.tasks[0].graph
 
+    def on_validation(self, number: int) -> bool:
+        """Whether step ``number`` of a window is measured on validation batches."""
+        return self.options.batches == "validation" or (
+            self.options.batches == "both" and number % 2 == 1
+        )
+
     def window(self, truncation: int) -> int:
         """Steps of the next window: ``truncation``, or what is left of the run."""
         return min(truncation, self.remaining)
@@ -133,9 +140,9 @@ class InnerRun:
         """Losses (networks,) of stacked ``params`` on a new training batch of each task."""
         return stacked_losses(self.tasks, params, draw_batches(self.tasks, self.generator))
 
-    def measure(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Losses (networks,) as the meta-objective reads them."""
-        batches = draw_batches(self.tasks, self.generator, validation=self.options.validation)
+    def measure(self, params: Mapping[str, Tensor], *, validation: bool) -> Tensor:
+        """Losses (networks,) as the meta-objective reads them, on a new batch of each task."""
+        batches = draw_batches(self.tasks, self.generator, validation=validation)
         return stacked_losses(self.tasks, params, batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def unroll(
     measured = []
     for number in range(steps):
         losses = run.losses(params)
-        if number > 0 and not run.options.validation:
+        if number > 0 and not run.on_validation(number - 1):
             measured.append(losses)  # the batch of the next gradient measures this step
         grads = _gradients(losses, params, retain_graph=differentiable)
         read = {name: p.detach() for name, p in params.items()}
@@ -190,10 +197,10 @@ def unroll(
             params = {name: p + updates[name] for name, p in params.items()}
         if not differentiable:
             params = {name: p.detach().requires_grad_() for name, p in params.items()}
-        if run.options.validation:
-            measured.append(run.measure(params))
-    if not run.options.validation:
-        measured.append(run.measure(params))
+        if run.on_validation(number):
+            measured.append(run.measure(params, validation=True))
+    if not run.on_validation(steps - 1):
+        measured.append(run.measure(params, validation=False))
     losses = torch.stack(measured)
     return params, state, losses if differentiable else losses.detach()
 

@@ -18,9 +18,20 @@ def inverse_root(square: Tensor) -> Tensor:
     return square.clamp_min(torch.finfo(square.dtype).tiny).rsqrt()
 
 
+def rms(x: Tensor, *, folds: int = 1) -> Tensor:
+    """Root mean squares (batch · folds, 1, ...) of ``x``, over all but the batch.
+
+    In float64, so that squares of tiny numbers do not underflow.
+    """
+    parts = x.reshape(-1, folds * x[0].numel())
+    found = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64) / parts.shape[1] ** 0.5
+    return found.to(x).repeat_interleave(folds).reshape(-1, *[1] * (x.ndim - 1))
+
+
 def unit_rms(x: Tensor, *, folds: int = 1) -> Tensor:
     """``x`` (batch · folds, ...) over its root mean square over all but the batch; 0 stays 0."""
-    return x * _inverse_rms(x, folds=folds)
+    size = rms(x, folds=folds)
+    return x / torch.where(size > 0, size, 1.0)
 
 
 def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
@@ -81,11 +92,3 @@ def _tall(x: Tensor) -> bool:
 
 def _wide(x: Tensor) -> Tensor:
     return x.flatten(2).mT if _tall(x) else x.flatten(2)
-
-
-def _inverse_rms(x: Tensor, *, folds: int) -> Tensor:
-    """(batch · folds, 1, ...), 0 where ``x`` is zero; squares of tiny numbers do not underflow."""
-    parts = x.reshape(-1, folds * x[0].numel())
-    norm = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64)
-    inverse = torch.where(norm > 0, parts.shape[1] ** 0.5 / norm, 0.0).to(x)
-    return inverse.repeat_interleave(folds).reshape(-1, *[1] * (x.ndim - 1))

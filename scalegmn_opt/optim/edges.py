@@ -60,21 +60,27 @@ class Edges:
         slow = self.slow[:, rows] * noise * _rows(self.slow_gain, rows)
         return fast, slow, fast if self.main is None else self.main[:, rows]
 
+    def main_direction(self) -> Tensor:
+        """The last of the directions, of all rows."""
+        if self.main is not None:
+            return self.main
+        return self.fast * inverse_root(self.square) * self.fast_gain
+
     def weights(self, rows: slice) -> Tensor:
         """Weights with entries O(1), invariant to positive scales."""
         target = _rows(self.scale.rsqrt() / self.target, rows)
         return self.weight[:, rows] * self.source * target
 
-    def updates(self, step: Tensor, rows: slice) -> Tensor:
-        """The update of weights from a step in gauge coordinates."""
-        return step * _rows(self.target * self.scale * self.length, rows) / self.source
+    def updates(self, step: Tensor, gain: Tensor) -> Tensor:
+        """The updates of weights from a step in gauge coordinates, times ``gain`` of each row."""
+        return step * (self.target * self.scale * self.length * gain) / self.source
 
     def message(self, values: Tensor, direction: int) -> Tensor:
         """``Σ_j ŵ_ij v_j`` of the first half of the channels, ``Σ_j d_ij v_j`` of the second.
 
         Along (0) or against (1) the edges: (batch · folds, senders, channels) to receivers.
         """
-        weight, main = self.weight.sum(3), self.directions(slice(None))[2].sum(3)
+        weight, main = (_matrices(x) for x in (self.weight, self.main_direction()))
         target = (self.scale.rsqrt() / self.target).squeeze(3)
         source = self.source.squeeze(1)
         one, two = values.chunk(2, 2)
@@ -84,7 +90,7 @@ class Edges:
 
     @torch.no_grad()
     def summaries(self) -> tuple[Tensor, Tensor]:
-        """Mean invariants (batch · folds, nodes, INVARIANTS) of the targets' and sources' weights."""
+        """Mean invariants (batch · folds, nodes, INVARIANTS) of targets' and sources' weights."""
         targets, sources = [], []
         for rows in self.chunks():
             products = invariants(self.directions(rows), self.weights(rows))
@@ -94,7 +100,7 @@ class Edges:
         return torch.cat(targets, 2).mT, sum(sources).mT / count
 
 
-def invariants(directions: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
+def invariants(directions: tuple[Tensor, ...], weights: Tensor) -> Tensor:
     """Products (batch, INVARIANTS, out, in, kernel) that neither scale nor sign changes."""
     fast, slow, main = directions
     pairs = (
@@ -123,6 +129,11 @@ def joined(parts: Sequence[Edges]) -> Edges:
         source=parts[0].source,
         **{name: below(name) for name in tensors},
     )
+
+
+def _matrices(edges: Tensor) -> Tensor:
+    """(batch · folds, out, in), with the parallel edges of a kernel as one."""
+    return edges.squeeze(3) if edges.shape[3] == 1 else edges.sum(3)
 
 
 def _rows(values: Tensor, rows: slice) -> Tensor:

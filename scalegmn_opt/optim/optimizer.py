@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scalegmn_opt.optim.base import GraphOptimizer
 from scalegmn_opt.optim.rule import UpdateRule
 
-DEFAULT_RULE = "small"
+DEFAULT_RULE = "general"
 
 
 class LearnedOptimizer(GraphOptimizer):

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
-from scalegmn_opt.nn.linear import mix, weight
-from scalegmn_opt.optim.edges import DIRECTIONS, INVARIANTS, Edges, invariants, joined
-from scalegmn_opt.optim.neurons import NeuronNetwork
+from scalegmn_opt.optim.directions import rms
+from scalegmn_opt.optim.edges import Edges, joined
 from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
+from scalegmn_opt.optim.terms import Ends, WeightTerms
+from scalegmn_opt.optim.whitening import is_whitened, rank
 from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import gauged
 
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
-_DECAY = 30.0, 3000.0  # the plain step falls as 1 / t between these numbers of steps
+_START = 2.0  # the first step before meta-training
+_DECAY = 30.0, 3000.0  # it falls as 1 / t between these numbers of steps
+_RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
 _MAX_LOG_STEP = 3.0
-_SCALAR_GAIN = 10.0  # the few global scalars learn ten times as fast as the network's weights
 
 
 class UpdateRule(Rule):
@@ -26,32 +28,38 @@ class UpdateRule(Rule):
 
     The update of a weight is, in gauge coordinates,
 
-    ``Δŵ_ij = step(t) / fan_in · exp(r_i + c_j + e_ij) · (Σ_k (β_k + r_ik + c_jk + e_ijk) d^k_ij
-    + e'_ij ŵ_ij)``
+    ``Δŵ_ij = step(t) (n / 64)^γ / fan_in · N[exp(l_ij) (Σ_k (β_k + m_ijk) d^k_ij + f_ij ŵ_ij)]``
 
     with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
-    moment, and a main one, which is whitened momentum of a matrix and fast momentum of a vector.
-    A :class:`NeuronNetwork` gives the terms ``r`` of the target and ``c`` of the source neuron; a
-    narrow MLP on products of a weight's own features, whose first layer receives terms of both
-    neurons, gives ``e``. With the gauge of the initial parameters and ``1 / fan_in`` an aligned step
-    of 1 changes a pre-activation by as much as its initial size, whatever the width. An untrained
-    rule is a step of ``3 / (1 + t / 30)`` along the main direction.
+    moment, and a main one, which is whitened momentum of a matrix with smaller side ``n``, and fast
+    momentum of a vector, whose step has a factor of its own instead of ``(n / 64)^γ``. ``N`` gives
+    a block the root mean square of its main direction, so that how far is decided by the few
+    numbers of the schedule alone, and where to by all.
+
+    ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
+    a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
+    features, whose first layer receives terms of both neurons. With ``channels=0`` there are none.
+
+    With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
+    pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
+    of ``2 (n / 64)^(1/4) / (1 + t / 30)`` along the main direction.
 
     All tensors have a leading batch axis of networks of one graph.
 
     Args:
-        channels: width of each stream of a neuron.
+        channels: width of each stream of a neuron; 0 for a rule that does not read the graph.
         message_channels: of each stream and direction of messages.
         hidden_channels: width of the neurons' MLPs.
         weight_channels: hidden width of the MLP of a single weight.
 
     References:
         Kalogeropoulos et al., arXiv 2406.10685; Metz et al., "VeLO", arXiv 2211.09760 (time and
-        momentum features); Jordan et al., "Muon" (2024) (whitened direction).
+        momentum features); Jordan et al., "Muon" (2024) (whitened direction); Moudgil et al.,
+        "Celo", arXiv 2501.12670 (schedule and direction learned apart).
     """
 
     decays: ClassVar = {"fast": 0.9, "slow": 0.98, "square": 0.99}
-    size: ClassVar[float] = 3.0
+    size: ClassVar[float] = 0.3
     whitens: ClassVar[bool] = True
 
     def __init__(
@@ -69,21 +77,21 @@ class UpdateRule(Rule):
             "hidden_channels": hidden_channels,
             "weight_channels": weight_channels,
         }
-        self._outputs = 2 + DIRECTIONS  # log step, decay, mixture
-        self.neurons = NeuronNetwork(
-            channels=channels,
-            message_channels=message_channels,
-            hidden_channels=hidden_channels,
-            extra=len(_TIME_SCALES),
-            terms=weight_channels + self._outputs,
-        )
-        out = self.neurons.terms.out
-        nn.init.zeros_(out.weight)
-        nn.init.zeros_(out.bias)
-        self.first = weight(weight_channels, INVARIANTS)
-        self.second = nn.Parameter(torch.zeros(self._outputs, weight_channels))
-        self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]) / _SCALAR_GAIN)
+        self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
+        self.rank_exponent = nn.Parameter(torch.tensor(0.25))
+        self.vector_gain = nn.Parameter(torch.tensor(0.0))  # log
+        self.terms = (
+            WeightTerms(
+                channels=channels,
+                message_channels=message_channels,
+                hidden_channels=hidden_channels,
+                weight_channels=weight_channels,
+                extra=len(_TIME_SCALES),
+            )
+            if channels
+            else None
+        )
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
@@ -110,12 +118,10 @@ class UpdateRule(Rule):
         state = self._advance(state, grads)
         edges, state = self._edges(graph, params, grads, state)
         steps = torch.stack([values["step"] for values in state.values()]).amax(0)
-        targets, sources = self.neurons(gauged(graph), edges, _time(steps))
+        read = self.terms.read(gauged(graph), edges, _time(steps)) if self.terms else None
         updates: dict[str, Tensor] = {}
-        for part in edges:
-            first = part.blocks[0]
-            target = torch.cat([b.fold(targets[b.target], 0) for b in part.blocks], 1)
-            update = self._update(part, target.mT, first.fold(sources[first.source], 1).mT)
+        for i, part in enumerate(edges):
+            update = self._update(part, read[i] if read else None)
             updates |= {block.name: own for block, own in part.split(update)}
         return unpack(graph, updates), state
 
@@ -155,33 +161,46 @@ class UpdateRule(Rule):
         gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** steps) for k in ("fast", "slow")}
         return {**gains, "length": self._step_length(steps)}
 
-    def _update(self, edges: Edges, target: Tensor, source: Tensor) -> Tensor:
-        """The updates of weights, by chunks of rows, from terms (batch, terms, nodes) of both ends."""
-        parts = [
-            edges.updates(self._combine(edges, rows, target[:, :, rows], source), rows)
-            for rows in edges.chunks()
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def _update(self, edges: Edges, ends: Ends | None) -> Tensor:
+        """The updates of weights, by chunks of rows."""
+        parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
+        step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return edges.updates(step, self._lengths(edges, step))
 
-    def _combine(self, edges: Edges, rows: slice, target: Tensor, source: Tensor) -> Tensor:
-        directions, weights = edges.directions(rows), edges.weights(rows)
-        first = len(self.first)
-        ends = target[..., None, None], source[..., None, :, None]
-        hidden = mix(self.first, invariants(directions, weights))
-        hidden = hidden.add_(ends[0][:, :first]).add_(ends[1][:, :first]).relu_()
-        out = mix(self.second, hidden).add_(ends[0][:, first:]).add_(ends[1][:, first:])
+    def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
+        directions = edges.directions(rows)
+        if self.terms is None or ends is None:
+            return sum(beta * d for beta, d in zip(self.mixture, directions, strict=True))
+        weights = edges.weights(rows)
+        out = self.terms(directions, weights, ends, rows)
         step = out[:, 1] * weights
         for k, direction in enumerate(directions):
-            step = step + (_SCALAR_GAIN * self.mixture[k] + out[:, 2 + k]) * direction
+            step = step + (self.mixture[k] + out[:, 2 + k]) * direction
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
+    def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
+        """Factors (batch · folds, out, 1, 1) that give ``step`` its length, by block."""
+        parts = []
+        for (block, own), (_, like) in zip(
+            edges.split(step), edges.split(edges.main_direction()), strict=True
+        ):
+            size = rms(own, folds=block.folds)
+            gain = rms(like, folds=block.folds) / torch.where(size > 0, size, 1.0)
+            parts.append((gain * self._gain(block)).expand(-1, block.shape[0], -1, -1))
+        return torch.cat(parts, 1)
+
+    def _gain(self, block: WeightBlock) -> Tensor:
+        if is_whitened(block):
+            return (rank(block) / _RANK) ** self.rank_exponent
+        return self.vector_gain.exp()
+
     def _step_length(self, steps: Tensor) -> Tensor:
-        """A learned schedule without a horizon (batch,), near ``size / (1 + t / 30)`` at first."""
+        """A learned schedule without a horizon (batch,), ``2 / (1 + t / 30)`` before training."""
         start, end = _DECAY
-        plain = self.size * (1 + steps / end) / (1 + steps / start)
+        plain = _START * (1 + steps / end) / (1 + steps / start)
         times = _time(steps)
         features = torch.cat([torch.ones_like(times[:, :1]), times], 1)
-        return plain * torch.exp(_SCALAR_GAIN * (features @ self.schedule))
+        return plain * torch.exp(features @ self.schedule)
 
 
 def _is_plain_bias(block: WeightBlock) -> bool:

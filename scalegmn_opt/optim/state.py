@@ -22,8 +22,8 @@ class Rule(nn.Module):
     leading batch axis of networks of one graph.
 
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
-    gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units. A rule that
-    ``whitens`` calls :meth:`main_directions` at each step.
+    gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
+    A rule that ``whitens`` calls :meth:`main_directions` at each step.
     """
 
     decays: ClassVar[dict[str, float]]
@@ -42,8 +42,8 @@ class Rule(nn.Module):
 
         ``step`` (batch,); an average (batch, *shape) for each of ``decays``; the gauge of the
         initial parameters at both ends of a block, ``target`` (batch, out) and ``source``
-        (batch, in); for a rule that whitens, ``whitener`` (batch, numbers) of large matrices. With the gauge of the present parameters the steps would grow with the
-        weights, exponentially.
+        (batch, in); for a rule that whitens, ``whitener`` (batch, numbers) of large matrices. With
+        the gauge of the present parameters the steps would grow with the weights, exponentially.
 
         Args:
             input_rms: root mean square of the networks' inputs, a number or (batch,).
@@ -77,24 +77,23 @@ class Rule(nn.Module):
 
         What is whitened is Nesterov's momentum: a decay of ``fast`` ahead of the average.
         """
-        ends, found, state = gauge_ends(graph, state), {}, dict(state)
+        ends = gauge_ends(graph, state)
+        found: dict[str, Tensor | None] = {}
+        renewed: State = {}
         for name, blocks in graph.parameters.items():
-            own = state[name]
-            step = int(own["step"][0])
+            own, parts = state[name], []
             ahead = torch.lerp(grads[name], own["fast"], self.decays["fast"])
-            kept = own.get("whitener", own["step"].new_zeros(len(own["step"]), 0))
-            renewed = []
-            for block, part in zip(blocks, kept.split(list(map(kept_numbers, blocks)), 1), strict=True):
+            counts = [kept_numbers(block) for block in blocks]
+            kept = own.get("whitener", ahead.new_zeros(len(ahead), 0)).split(counts, 1)
+            for block, part in zip(blocks, kept, strict=True):
                 found[block.name] = None
                 if is_whitened(block):
-                    target, source = (block.fold(end, i) for i, end in enumerate(ends[block.name]))
-                    momentum = block.pack(ahead) * -target[:, :, None, None]
-                    momentum = momentum / source[:, None, :, None]
+                    momentum = -block.pack(ahead) * scale_ratio(block, *ends[block.name])
+                    step = int(own["step"][0])
                     found[block.name], part = whiten(block, momentum, part, step=step)
-                renewed.append(part)
-            if "whitener" in own:
-                state[name] = {**own, "whitener": torch.cat(renewed, 1)}
-        return found, state
+                parts.append(part)
+            renewed[name] = {**own, "whitener": torch.cat(parts, 1)} if sum(counts) else own
+        return found, renewed
 
     def _advance(self, state: State, grads: Mapping[str, Tensor]) -> State:
         return {name: self._advance_one(state[name], grad) for name, grad in grads.items()}

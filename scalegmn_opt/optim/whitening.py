@@ -2,12 +2,12 @@
 
 from math import ceil
 
-import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
 from scalegmn_opt.optim.directions import (
     apply_whitener,
+    rms,
     unit_rms,
     whitened,
     whitener,
@@ -62,7 +62,4 @@ def whiten(
 
 def shortened(x: Tensor, *, folds: int) -> Tensor:
     """``x`` over its root mean square (over all but the batch) where that is above one."""
-    parts = x.reshape(-1, folds * x[0].numel())
-    size = torch.linalg.vector_norm(parts, dim=1) / parts.shape[1] ** 0.5
-    factor = size.clamp_min(1.0).reciprocal()
-    return x * factor.repeat_interleave(folds).reshape(-1, 1, 1, 1)
+    return x / rms(x, folds=folds).clamp_min(1.0)

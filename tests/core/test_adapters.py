@@ -19,7 +19,7 @@ STEPS = 3
 
 def rule():
     torch.manual_seed(0)
-    return UpdateRule(node_channels=4, edge_channels=3, hidden_channels=6).double()
+    return UpdateRule(channels=4, message_channels=3, hidden_channels=6).double()
 
 
 def network():

@@ -17,7 +17,7 @@ RULE = """
 kind: rule
 name: tiny
 suite: quadratic
-rule: {node_channels: 4, edge_channels: 2, hidden_channels: 4}
+rule: {channels: 4, message_channels: 2, hidden_channels: 4}
 networks: 2
 truncation: 2
 horizon: [4, 6]
@@ -251,7 +251,7 @@ def test_meta_training_of_a_rule(run, tmp_path):
     assert code == 0
     folder = tmp_path / "runs" / "tiny"
     rule = UpdateRule.from_pretrained(folder / "weights.safetensors")
-    assert rule.config["node_channels"] == 4
+    assert rule.config["channels"] == 4
     assert (folder / "meta.png").is_file()
     assert "weights.safetensors" in out
     code, _, errors = run("meta-train", "rule.yaml")
@@ -362,7 +362,7 @@ def test_info_fails_where_a_symmetry_is_wrong(run, monkeypatch):
 
 
 def test_info_of_files_and_recipes(run, store, tmp_path):
-    rule = UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+    rule = UpdateRule(channels=4, message_channels=2, hidden_channels=4)
     rule.save_pretrained(tmp_path / "rule.safetensors")
     count = sum(value.numel() for value in rule.state_dict().values())
     _, out, _ = run("info", "rule.safetensors")
@@ -385,7 +385,7 @@ def test_info_of_files_and_recipes(run, store, tmp_path):
 
 
 def test_info_of_packaged_weights(run, tmp_path, monkeypatch):
-    rule = UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+    rule = UpdateRule(channels=4, message_channels=2, hidden_channels=4)
     rule.save_pretrained(tmp_path / "packaged.safetensors")
     monkeypatch.setattr("scalegmn_opt.info.pretrained.available", lambda: ["packaged"])
     monkeypatch.setattr("scalegmn_opt.info.resources.files", lambda package: tmp_path)

@@ -175,7 +175,7 @@ def test_nothing_of_a_window_outlives_it(make):
     """Memory does not grow with the number of windows: what is kept has no history."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        rule = UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+        rule = UpdateRule(channels=4, message_channels=2, hidden_channels=4)
     objective = make(rule, QuadraticSuite(), networks=2, truncation=2, horizon=(10, 10))
     worker = objective.new_worker(0)
     for _ in range(3):
@@ -188,7 +188,7 @@ def test_nothing_of_a_window_outlives_it(make):
 def test_a_paired_run_continues_exactly_from_its_state(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        rule = UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+        rule = UpdateRule(channels=4, message_channels=2, hidden_channels=4)
     objective = PersistentES(rule, QuadraticSuite(), networks=2, truncation=2, horizon=(4, 8))
     run, copy = objective.new_worker(0), objective.new_worker(9)
     assert isinstance(run, PairedRun)
@@ -250,7 +250,10 @@ def test_objectives_by_hand():
 def test_the_reference_is_adam_at_its_best_rate():
     suite = DigitsTinySuite()
     run = InnerRun(
-        Descent(), suite, options=RunOptions(2, (12, 12), validation=True, referenced=True), seed=0
+        Descent(),
+        suite,
+        options=RunOptions(2, (12, 12), batches="validation", referenced=True),
+        seed=0,
     )
     assert run.reference.shape == (12, 2)
     assert torch.equal(run.reference_of(5), run.reference[:5])
@@ -316,12 +319,12 @@ def test_every_objective_on_every_kind_of_batch_has_a_gradient(objective, batche
 
 def test_validation_batches_are_those_of_the_held_out_part():
     suite = resolve_suite("tiny")
-    run = InnerRun(Descent(), suite, options=RunOptions(1, (5, 5), validation=True), seed=0)
+    run = InnerRun(Descent(), suite, options=RunOptions(1, (5, 5), batches="validation"), seed=0)
     task = run.tasks[0]
     held_out = task._project(task.dataset.validation_inputs)
     seen = []
     task.losses = lambda params, batches: seen.append(batches[0][0]) or torch.zeros(1)
-    run.measure(run.params)
+    run.measure(run.params, validation=True)
     run.losses(run.params)
     known = {tuple(x) for x in held_out.tolist()}
     assert [{tuple(x) for x in inputs.tolist()} <= known for inputs in seen] == [True, False]

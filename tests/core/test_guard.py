@@ -18,7 +18,7 @@ CLASSES = [LearnedOptimizer, GaugeAdam, GaugeMuon]
 
 def rule():
     torch.manual_seed(0)
-    return UpdateRule(node_channels=4, edge_channels=3, hidden_channels=6)
+    return UpdateRule(channels=4, message_channels=3, hidden_channels=6)
 
 
 def prepared(cls=LearnedOptimizer, **options):
@@ -79,7 +79,7 @@ class Broken(UpdateRule):
     """Gives an update of one parameter that cannot be right."""
 
     def __init__(self, value):
-        super().__init__(node_channels=4, edge_channels=3, hidden_channels=6)
+        super().__init__(channels=4, message_channels=3, hidden_channels=6)
         self.value = value
 
     def forward(self, graph, params, grads, state):
@@ -91,10 +91,15 @@ class Broken(UpdateRule):
 def test_update_that_cannot_be_right_is_replaced_by_the_momentum_step(value):
     with pytest.warns(RuntimeWarning, match="step 1: replaced the update of '0.bias'"):
         model, own = prepared(rule=Broken(value))
-    untrained, _ = prepared(rule=UpdateRule(node_channels=4, edge_channels=3, hidden_channels=6))
+    healthy, _ = prepared(rule=UpdateRule(channels=4, message_channels=3, hidden_channels=6))
     assert own.health().replaced == {"0.bias": 1}
-    for found, expected in zip(model.parameters(), untrained.parameters(), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.manual_seed(0)
+    bias = nn.Linear(4, 6).bias
+    state = {n: {k: v[None] for k, v in own.state[p].items()} for n, p in model.named_parameters()}
+    plain = own.rule.plain_step(own.graph, state)["0.bias"][0]
+    torch.testing.assert_close(model[0].bias, bias + plain)
+    for (name, found), expected in zip(model.named_parameters(), healthy.parameters(), strict=True):
+        assert torch.equal(found, expected) == (name != "0.bias")
 
 
 def test_guard_does_not_touch_a_healthy_trajectory(monkeypatch):

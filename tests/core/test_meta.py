@@ -21,7 +21,7 @@ from scalegmn_opt.tasks.suites import DigitsTinySuite, QuadraticSuite
 def make_rule() -> UpdateRule:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+        return UpdateRule(channels=4, message_channels=2, hidden_channels=4)
 
 
 def make_objective(**options) -> TruncatedBackprop:

@@ -147,6 +147,7 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
         "2.weight": output[:, :, None] / hidden[:, None, :],
         "2.bias": output,
     }
+    rank = {"0.weight": 3, "2.weight": 2}
     scale = {"0.weight": 1 / 3, "0.bias": 3**-0.5, "2.weight": 1 / 4, "2.bias": 4**-0.5}
     state = rule.init(graph, params, input_rms=rms)
     momentum, square = ({n: torch.zeros_like(p) for n, p in params.items()} for _ in range(2))
@@ -160,8 +161,11 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
                 direction = momentum[name] / (1 - 0.9**step)
                 direction = direction / (square[name] / (1 - 0.99**step)).sqrt()
             else:
-                direction = whitened((momentum[name] * ratio[name])[..., None])[..., 0]
-            expected = -0.3 * scale[name] * ratio[name] * direction
+                ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
+                direction = whitened((ahead * ratio[name])[..., None])[..., 0]
+            length = 2 / (1 + step / 30) * (1 + step / 3000)
+            length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.25
+            expected = -length * scale[name] * ratio[name] * direction
             torch.testing.assert_close(updates[name], expected, rtol=1e-6, atol=1e-12)
 
 
@@ -275,5 +279,5 @@ def test_files_that_are_no_rule(tmp_path):
 
 
 def test_packaged_rule():
-    assert "small" in available()
-    assert isinstance(UpdateRule.from_pretrained("small"), UpdateRule)
+    assert "general" in available()
+    assert isinstance(UpdateRule.from_pretrained("general"), UpdateRule)
