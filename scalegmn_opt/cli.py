@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scalegmn_opt.graph import WeightGraph
     from scalegmn_opt.inr import INRStore
-    from scalegmn_opt.meta.recipe import TrainerOptions
+    from scalegmn_opt.meta import MetaTrainer
 
 app = typer.Typer(
     help="Learned optimizers and weight editing on scale-equivariant graph metanetworks.",
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 KINDS = ("rule", "editor")
 
 
@@ -88,24 +89,32 @@ def meta_train(
     processes: Annotated[
         int | None, typer.Option(help="Fail unless torchrun started as many.")
     ] = None,
+    tracker: Annotated[
+        Tracker | None, typer.Option(help="Log there, too, and not to OUT/log.jsonl alone.")
+    ] = None,
 ) -> None:
     """Train an update rule or an editor from a recipe; the weights go to OUT."""
-    from accelerate import Accelerator
-
     from scalegmn_opt.editor_data import training_images, training_networks
     from scalegmn_opt.editors.training import EditorRecipe
+    from scalegmn_opt.meta import MetaTrainer
     from scalegmn_opt.meta.checkpoint import latest
     from scalegmn_opt.meta.recipe import RuleRecipe
+    from scalegmn_opt.meta.tracking import tracked_accelerator
+    from scalegmn_opt.meta.validation import RuleValidation
     from scalegmn_opt.tasks import resolve_suite
 
     is_rule = load_recipe(recipe, _AnyTraining).kind == "rule"
     loaded = load_recipe(recipe, RuleRecipe if is_rule else EditorRecipe)
-    accelerator = Accelerator(cpu=True)
-    _check_processes(accelerator, processes)
     out = out or Path("runs") / loaded.name
+    accelerator = tracked_accelerator(tracker, out, project=loaded.name)
+    _check_processes(accelerator, processes)
     if not resume and latest(out / "checkpoints"):
         raise FileExistsError(f"--out: {out} holds checkpoints; add --resume, or choose another")
+    validation = None
     if isinstance(loaded, RuleRecipe):
+        if loaded.validation is not None:
+            options = loaded.validation.model_dump()
+            validation = RuleValidation(resolve_suite(options.pop("suite")), **options)
         objective = loaded.build(resolve_suite(loaded.suite))
     else:
         images, names = training_images(loaded, data)
@@ -114,7 +123,15 @@ def meta_train(
             fresh = accelerator.is_main_process and not resume
             store = training_networks(loaded, images, names, out=out, fresh=fresh)
         objective = loaded.objective(store, images)
-    _train(objective, loaded.trainer, out, seed=loaded.seed, resume=resume, accelerator=accelerator)
+    trainer = MetaTrainer(
+        objective,
+        out,
+        seed=loaded.seed,
+        validation=validation,
+        accelerator=accelerator,
+        **loaded.trainer.model_dump(),
+    )
+    _train(trainer, resume=resume)
 
 
 @app.command()
@@ -252,28 +269,23 @@ def _check_processes(accelerator: "Accelerator", processes: int | None) -> None:
         )
 
 
-def _train(
-    objective: Any,
-    options: "TrainerOptions",
-    out: Path,
-    *,
-    seed: int,
-    resume: bool,
-    accelerator: "Accelerator",
-) -> None:
-    from scalegmn_opt.demo import read_losses
+def _train(trainer: "MetaTrainer", *, resume: bool) -> None:
+    """Train, and draw the log."""
     from scalegmn_opt.figures import draw_losses
-    from scalegmn_opt.meta import MetaTrainer
+    from scalegmn_opt.meta.trainer import read_log
 
-    trainer = MetaTrainer(
-        objective, out, seed=seed, accelerator=accelerator, **options.model_dump()
-    )
     trainer.train(resume=resume)
-    if not accelerator.is_main_process:
+    trainer.accelerator.end_training()
+    if not trainer.accelerator.is_main_process:
         return
-    typer.echo(f"weights: {out / 'weights.safetensors'}")
+    out = trainer.output
+    for name in ("weights", "best"):
+        if (out / f"{name}.safetensors").exists():
+            typer.echo(f"{name}: {out / name}.safetensors")
     try:
-        draw_losses(read_losses(out), label="meta-loss").savefig(out / "meta.png", dpi=150)
+        losses, validation = (read_log(out, key) for key in ("loss", "validation"))
+        figure = draw_losses(list(losses.values()), label="meta-loss", validation=validation)
+        figure.savefig(out / "meta.png", dpi=150)
     except ImportError as error:
         typer.echo(f"no picture of the meta-loss: {error}")
     else:
