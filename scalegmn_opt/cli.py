@@ -1,24 +1,23 @@
-"""The command line: `scalegmn-opt demo | meta-train | fit | edit | info`."""
+"""The command line: `scalegmn-opt demo | meta-train | evaluate | fit | edit | info`."""
 
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel
-from torch import Generator, Tensor, cat, set_num_threads
+from torch import Generator, Tensor, set_num_threads
 
 from scalegmn_opt.recipe import load_recipe, one_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from scalegmn_opt.editors.training import EditorRecipe
     from scalegmn_opt.graph import WeightGraph
     from scalegmn_opt.inr import INRStore
-    from scalegmn_opt.meta.recipe import TrainerOptions
+    from scalegmn_opt.meta import MetaTrainer
 
 app = typer.Typer(
     help="Learned optimizers and weight editing on scale-equivariant graph metanetworks.",
@@ -27,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 KINDS = ("rule", "editor")
 
 
@@ -89,32 +89,91 @@ def meta_train(
     processes: Annotated[
         int | None, typer.Option(help="Fail unless torchrun started as many.")
     ] = None,
+    tracker: Annotated[
+        Tracker | None, typer.Option(help="Log there, too, and not to OUT/log.jsonl alone.")
+    ] = None,
 ) -> None:
     """Train an update rule or an editor from a recipe; the weights go to OUT."""
-    from accelerate import Accelerator
-
+    from scalegmn_opt.editor_data import training_images, training_networks
     from scalegmn_opt.editors.training import EditorRecipe
+    from scalegmn_opt.meta import MetaTrainer
     from scalegmn_opt.meta.checkpoint import latest
     from scalegmn_opt.meta.recipe import RuleRecipe
+    from scalegmn_opt.meta.tracking import tracked_accelerator
+    from scalegmn_opt.meta.validation import RuleValidation
     from scalegmn_opt.tasks import resolve_suite
 
     is_rule = load_recipe(recipe, _AnyTraining).kind == "rule"
     loaded = load_recipe(recipe, RuleRecipe if is_rule else EditorRecipe)
-    accelerator = Accelerator(cpu=True)
-    _check_processes(accelerator, processes)
     out = out or Path("runs") / loaded.name
+    accelerator = tracked_accelerator(tracker, out, project=loaded.name)
+    _check_processes(accelerator, processes)
     if not resume and latest(out / "checkpoints"):
         raise FileExistsError(f"--out: {out} holds checkpoints; add --resume, or choose another")
+    validation = None
     if isinstance(loaded, RuleRecipe):
+        if loaded.validation is not None:
+            options = loaded.validation.model_dump()
+            validation = RuleValidation(resolve_suite(options.pop("suite")), **options)
         objective = loaded.build(resolve_suite(loaded.suite))
     else:
-        images, names = _training_images(loaded, data)
+        images, names = training_images(loaded, data)
         out.mkdir(parents=True, exist_ok=True)
         with accelerator.main_process_first():
             fresh = accelerator.is_main_process and not resume
-            store = _training_networks(loaded, images, names, out=out, fresh=fresh)
+            store = training_networks(loaded, images, names, out=out, fresh=fresh)
         objective = loaded.objective(store, images)
-    _train(objective, loaded.trainer, out, seed=loaded.seed, resume=resume, accelerator=accelerator)
+    trainer = MetaTrainer(
+        objective,
+        out,
+        seed=loaded.seed,
+        validation=validation,
+        accelerator=accelerator,
+        **loaded.trainer.model_dump(),
+    )
+    _train(trainer, resume=resume)
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[
+        list[str] | None, typer.Argument(help="Rules: packaged names or files.")
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of report, curves and cache.")],
+    data: Annotated[Path | None, typer.Option(help="mnist.npz, or its folder.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A held-out task or package.module:NAME; all held-out if none is given."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="An optimizer to compare with; all if none is given, Adam in any case."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each optimizer.")] = 5,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+) -> None:
+    """Compare meta-trained rules with tuned optimizers on tasks of no meta-training."""
+    from rich.console import Console
+
+    from scalegmn_opt.evaluation import REPORT, Evaluation
+    from scalegmn_opt.evaluation_figures import tables
+    from scalegmn_opt.meta.contenders import CONTENDERS, LEARNED
+    from scalegmn_opt.tasks import HELD_OUT
+
+    learned = [f"{LEARNED}{name}" for name in weights or []]
+    report = Evaluation(
+        task or list(HELD_OUT),
+        [*learned, *(against or CONTENDERS)],
+        out,
+        data=data,
+        seeds=seeds,
+        jobs=jobs,
+    ).run()
+    console = Console(highlight=False)
+    for table in tables(report):
+        console.print(table)
+    typer.echo(f"all numbers: {out / REPORT}")
 
 
 @app.command()
@@ -210,77 +269,27 @@ def _check_processes(accelerator: "Accelerator", processes: int | None) -> None:
         )
 
 
-def _train(
-    objective: Any,
-    options: "TrainerOptions",
-    out: Path,
-    *,
-    seed: int,
-    resume: bool,
-    accelerator: "Accelerator",
-) -> None:
-    from scalegmn_opt.demo import read_losses
+def _train(trainer: "MetaTrainer", *, resume: bool) -> None:
+    """Train, and draw the log."""
     from scalegmn_opt.figures import draw_losses
-    from scalegmn_opt.meta import MetaTrainer
+    from scalegmn_opt.meta.trainer import read_log
 
-    trainer = MetaTrainer(
-        objective, out, seed=seed, accelerator=accelerator, **options.model_dump()
-    )
     trainer.train(resume=resume)
-    if not accelerator.is_main_process:
+    trainer.accelerator.end_training()
+    if not trainer.accelerator.is_main_process:
         return
-    typer.echo(f"weights: {out / 'weights.safetensors'}")
+    out = trainer.output
+    for name in ("weights", "best"):
+        if (out / f"{name}.safetensors").exists():
+            typer.echo(f"{name}: {out / name}.safetensors")
     try:
-        draw_losses(read_losses(out), label="meta-loss").savefig(out / "meta.png", dpi=150)
+        losses, validation = (read_log(out, key) for key in ("loss", "validation"))
+        figure = draw_losses(list(losses.values()), label="meta-loss", validation=validation)
+        figure.savefig(out / "meta.png", dpi=150)
     except ImportError as error:
         typer.echo(f"no picture of the meta-loss: {error}")
     else:
         typer.echo(f"meta-loss: {out / 'meta.png'}")
-
-
-def _training_images(recipe: "EditorRecipe", data: Path | None) -> tuple[Tensor, tuple[str, ...]]:
-    """The first images of every source, (batch, channels, size, size), and their names."""
-    from scalegmn_opt.editors.training import resize
-    from scalegmn_opt.inr import load_images
-    from scalegmn_opt.tasks import digits
-
-    images: list[Tensor] = []
-    names: list[str] = []
-    for source in recipe.images:
-        if source == "digits":
-            found = digits().train_inputs.reshape(-1, 1, 8, 8)
-            labels = tuple(f"digits[{i}]" for i in range(len(found)))
-        else:
-            found, labels = load_images([_data_file(source, data)])
-        images.append(resize(found[: recipe.count], recipe.size))
-        names += labels[: recipe.count]
-    channels = {name: len(some[0]) for name, some in zip(recipe.images, images, strict=True)}
-    if len(set(channels.values())) > 1:
-        raise ValueError(f"images: expected one number of channels in all sources, got {channels}")
-    return cat(images), tuple(names)
-
-
-def _data_file(source: str, data: Path | None) -> Path:
-    if data is None or not (data / source).is_file():
-        place = "it was not given" if data is None else f"there is no such file in {data}"
-        raise FileNotFoundError(f"--data: expected the folder that holds {source!r}, but {place}")
-    return data / source
-
-
-def _training_networks(
-    recipe: "EditorRecipe", images: Tensor, names: tuple[str, ...], *, out: Path, fresh: bool
-) -> "INRStore":
-    """Networks of the images: those in `out`, unless there are none or `fresh` ones are wanted."""
-    from scalegmn_opt.inr import INRStore, SirenSpec, fit_store
-
-    path, spec = out / "inrs.safetensors", SirenSpec(out_features=images.shape[1])
-    if fresh or not path.exists():
-        generator = Generator().manual_seed(recipe.seed)
-        fit_store(images, names, spec, generator=generator).save(path)
-    store = INRStore.load(path, spec)
-    if store.names != names:
-        raise ValueError(f"--resume: {path} holds networks of other images than the recipe's")
-    return store
 
 
 def _networks(source: Path) -> tuple["INRStore", Tensor | None]:

@@ -24,6 +24,7 @@ from scalegmn_opt.figures import BLUE, GREY, ORANGE, draw_losses, new_figure
 from scalegmn_opt.inr import SirenSpec, fit_store
 from scalegmn_opt.meta import MetaTrainer
 from scalegmn_opt.meta.recipe import RuleRecipe
+from scalegmn_opt.meta.trainer import read_log
 from scalegmn_opt.optim import LearnedOptimizer, UpdateRule
 from scalegmn_opt.recipe import load_recipe
 from scalegmn_opt.tasks import MLPClassification, digits, resolve_suite
@@ -157,13 +158,7 @@ def learn_rule(recipe: RuleRecipe) -> list[float]:
             objective, folder, seed=recipe.seed, accelerator=accelerator, **options
         )
         trainer.train()
-        return read_losses(Path(folder))
-
-
-def read_losses(folder: Path) -> list[float]:
-    """The loss of every meta-step that a `MetaTrainer` logged to `folder`."""
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+        return list(read_log(Path(folder), "loss").values())
 
 
 def draw_comparison_of_optimizers(comparison: Comparison) -> "Figure":

@@ -1,6 +1,6 @@
 """Figures of runs; matplotlib is imported when one is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,13 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_losses(losses: Sequence[float], *, label: str) -> "Figure":
+def draw_losses(
+    losses: Sequence[float], *, label: str, validation: Mapping[int, float] | None = None
+) -> "Figure":
     """Meta-losses against meta-steps, as they are and averaged over a tenth of the run.
+
+    Args:
+        validation: validation losses by step, drawn on an axis of their own.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -36,7 +41,13 @@ def draw_losses(losses: Sequence[float], *, label: str) -> "Figure":
     ax.plot(steps, _smoothed(losses), color=ORANGE, linewidth=2, label="moving average")
     ax.set(xlabel="meta-steps", ylabel=label)
     ax.grid(alpha=0.3)
-    figure.legend(loc="outside upper right", ncols=2, fontsize=9)
+    if validation:
+        other = ax.twinx()
+        other.plot(
+            *zip(*validation.items(), strict=True), color=BLUE, marker="o", label="validation"
+        )
+        other.set(ylabel="validation loss")
+    figure.legend(loc="outside upper right", ncols=3, fontsize=9)
     return figure
 
 

@@ -3,6 +3,7 @@
 from .classify import MLPClassification
 from .data import Dataset, digits, mnist
 from .families import Family, SuiteRecipe
+from .held_out import HELD_OUT, HeldOut, held_out_task
 from .quadratic import QuadraticTask
 from .sampling import FamilySuite
 from .suites import (
@@ -16,12 +17,14 @@ from .suites import (
 from .supervised import Initialisation, SupervisedTask
 
 __all__ = [
+    "HELD_OUT",
     "SUITES",
     "Dataset",
     "DigitsMLPSuite",
     "DigitsTinySuite",
     "Family",
     "FamilySuite",
+    "HeldOut",
     "Initialisation",
     "MLPClassification",
     "QuadraticSuite",
@@ -30,6 +33,7 @@ __all__ = [
     "SupervisedTask",
     "digits",
     "family_suite",
+    "held_out_task",
     "mnist",
     "resolve_suite",
 ]

@@ -5,6 +5,7 @@ from scalegmn_opt.meta.evolution import EvolutionStrategies, PersistentES
 from scalegmn_opt.meta.task import HeldOutTask, ModuleTask, StackedTask, Task, TaskSuite
 from scalegmn_opt.meta.trainer import MetaTrainer
 from scalegmn_opt.meta.unroll import InnerRun, RunOptions
+from scalegmn_opt.meta.validation import RuleValidation
 
 __all__ = [
     "EvolutionStrategies",
@@ -15,6 +16,7 @@ __all__ = [
     "Objective",
     "PersistentES",
     "RuleObjective",
+    "RuleValidation",
     "RunOptions",
     "StackedTask",
     "Task",

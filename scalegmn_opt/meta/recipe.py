@@ -32,8 +32,20 @@ class TrainerOptions(_Strict):
     workers: int = Field(default=2, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     clip: float = Field(default=1.0, gt=0)
+    clip_quantile: float | None = Field(default=None, gt=0, le=1)
+    average: float = Field(default=0.0, ge=0, lt=1)
     checkpoint_every: int = Field(default=50, ge=1)
     seconds: float | None = Field(default=None, gt=0)
+
+
+class ValidationOptions(_Strict):
+    """Tasks to tell the best weights by, see :class:`RuleValidation`."""
+
+    suite: str
+    every: int = Field(default=50, ge=1)
+    runs: int = Field(default=8, ge=1)
+    networks: int = Field(default=2, ge=1)
+    steps: int = Field(default=200, ge=1)
 
 
 class RuleRecipe(_Strict):
@@ -52,6 +64,7 @@ class RuleRecipe(_Strict):
     truncation: int = Field(default=20, ge=1)
     horizon: tuple[int, int] = (50, 500)
     trainer: TrainerOptions
+    validation: ValidationOptions | None = None
     seed: int = 0
 
     def build(self, suite: TaskSuite) -> RuleObjective:

@@ -5,16 +5,32 @@ import math
 import os
 import shutil
 import time
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from scalegmn_opt.meta import checkpoint
-from scalegmn_opt.meta.estimators import Worker
+from scalegmn_opt.meta.estimators import Objective, Worker
+
+_REMEMBERED = 100  # norms of the meta-gradient that a quantile is taken of
+_FEWEST = 10  # norms before which there is no quantile
+_PROGRESS = ("step", "elapsed", "skipped", "best")
+
+
+class Validation(Protocol):
+    """Fixed runs that tell how good what an objective trains has become."""
+
+    every: int
+    runs: int
+
+    def loss(self, objective: Any, number: int) -> float:
+        """The loss of run ``number`` of ``runs``; depends on its arguments alone."""
 
 
 class MetaTrainer:
@@ -22,8 +38,10 @@ class MetaTrainer:
 
     Workers are seeded by their number, not by process, so that any number of processes that divides
     ``workers`` gives the same result up to the order of sums. ``log.jsonl`` in ``output`` has one
-    line a step; ``checkpoints/`` the last two complete states; ``weights.safetensors`` the trained
-    weights of the last checkpoint.
+    line a step, which also goes to the accelerator's trackers; ``checkpoints/`` the last two
+    complete states; ``weights.safetensors`` the trained weights of the last checkpoint, and
+    ``best.safetensors`` those of the least validation loss. A run that is killed loses the steps
+    since its last checkpoint, and goes on exactly. A meta-gradient that is not finite is skipped.
 
     Args:
         objective: an ``nn.Module`` that satisfies ``scalegmn_opt.meta.Objective``.
@@ -32,15 +50,20 @@ class MetaTrainer:
         workers: virtual workers; each gives one term of every meta-gradient.
         lr: peak learning rate of Adam, reached after a twentieth of the steps.
         clip: largest norm of the meta-gradient.
+        clip_quantile: and no larger than this quantile of its last 100 norms, if given.
+        average: decay per step of an exponential moving average of the weights, which is then what
+            is validated and written; 0 for none.
         checkpoint_every: steps between two checkpoints.
         seconds: stop after this time, too (with a checkpoint); the schedule then follows the
             larger of elapsed time and steps.
         seed: worker ``i`` has seed ``seed + i``.
+        validation: run every so often, if given.
         accelerator: an ``accelerate.Accelerator``; a new one if None.
         progress: show a progress bar (on the main process).
 
     Raises:
-        ValueError: if ``workers`` is not a multiple of the number of processes.
+        ValueError: if ``workers`` is not a multiple of the number of processes, or a number is
+            out of its range.
     """
 
     def __init__(
@@ -52,9 +75,12 @@ class MetaTrainer:
         workers: int = 2,
         lr: float = 1e-3,
         clip: float = 1.0,
+        clip_quantile: float | None = None,
+        average: float = 0.0,
         checkpoint_every: int = 100,
         seconds: float | None = None,
         seed: int = 0,
+        validation: Validation | None = None,
         accelerator: Accelerator | None = None,
         progress: bool = True,
     ) -> None:
@@ -67,11 +93,19 @@ class MetaTrainer:
         for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if clip_quantile is not None and not 0 < clip_quantile <= 1:
+            raise ValueError(f"clip_quantile: expected in (0, 1], got {clip_quantile}")
+        if not 0 <= average < 1:
+            raise ValueError(f"average: expected in [0, 1), got {average}")
         self.output, self.steps, self.lr, self.clip = Path(output), steps, lr, clip
         self.checkpoint_every, self.seconds, self.progress = checkpoint_every, seconds, progress
-        self.step, self.elapsed = 0, 0.0
+        self.clip_quantile, self.validation = clip_quantile, validation
+        self.step, self.elapsed, self.skipped, self.best = 0, 0.0, 0, math.inf
+        self._norms: deque[float] = deque(maxlen=_REMEMBERED)
         numbers = range(self.accelerator.process_index, workers, processes)
         self.workers: dict[int, Worker] = {i: objective.new_worker(seed + i) for i in numbers}
+        rule = get_ema_multi_avg_fn(average)
+        self._average = AveragedModel(objective, multi_avg_fn=rule) if average else None
         optimizer = torch.optim.Adam(objective.parameters(), lr=lr)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
 
@@ -85,9 +119,10 @@ class MetaTrainer:
         found = checkpoint.latest(root)
         if found and not resume:
             raise FileExistsError(f"output: {root} holds checkpoints; resume, or choose another")
+        self.output.mkdir(parents=True, exist_ok=True)
         if found:
             self._load(found)
-        self.output.mkdir(parents=True, exist_ok=True)
+            self._export("weights")  # a kill may have come between the checkpoint and this
         self._forget_log_after(self.step)
         hidden = not (self.progress and self.accelerator.is_main_process)
         total = None if self.seconds else self.steps  # the clock, not the steps, ends a timed run
@@ -115,15 +150,61 @@ class MetaTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         logs = self._backward()
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.clip)
-        if math.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = float(
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self._largest_norm())
+        )
+        self._update(norm)
         self.step += 1
+        if self.validation and self.step % self.validation.every == 0:
+            logs["validation"] = self._validate(self.validation)
         self.elapsed += time.perf_counter() - began
-        record = {"step": self.step, **logs, "grad_norm": float(norm), "lr": lr}
+        record = {"step": self.step, **logs, "grad_norm": norm, "lr": lr}
+        record["skipped_steps"] = self.skipped
         self._write({**record, "seconds": round(self.elapsed, 3)})
         return record
+
+    def _largest_norm(self) -> float:
+        if self.clip_quantile is None or len(self._norms) < _FEWEST:
+            return self.clip
+        norms = torch.tensor(list(self._norms), dtype=torch.float64)
+        return min(self.clip, float(norms.quantile(self.clip_quantile)))
+
+    def _update(self, norm: float) -> None:
+        """One step of Adam, unless the gradient is not finite."""
+        if math.isfinite(norm):
+            self._norms.append(norm)
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        self.optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update_parameters(self.accelerator.unwrap_model(self.objective))
+
+    @property
+    def trained(self) -> Objective:
+        """The objective with the weights that count: their average where there is one."""
+        if self._average is not None:
+            return self._average.module
+        return self.accelerator.unwrap_model(self.objective)
+
+    def _validate(self, validation: Validation) -> float:
+        """Mean validation loss over all runs, which processes share; the best weights are kept."""
+        processes = self.accelerator.num_processes
+        numbers = range(self.accelerator.process_index, validation.runs, processes)
+        total = sum(validation.loss(self.trained, number) for number in numbers)
+        device = self.accelerator.device
+        summed = self.accelerator.reduce(
+            torch.tensor(total, dtype=torch.float64, device=device), "sum"
+        )
+        loss = float(summed) / validation.runs
+        if loss < self.best:
+            self.best = loss
+            self._export("best")
+        return loss
+
+    def _export(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            self.trained.save(self.output / f"{name}.safetensors")
 
     def _backward(self) -> dict[str, float]:
         """Gradients of the mean loss; numbers for the log, averaged over all workers."""
@@ -150,6 +231,8 @@ class MetaTrainer:
         if self.accelerator.is_main_process:
             with (self.output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
+        numbers = {name: value for name, value in record.items() if name != "step"}
+        self.accelerator.log(numbers, step=self.step)
 
     def _forget_log_after(self, step: int) -> None:
         """Drop log lines of steps that will be done again."""
@@ -172,21 +255,35 @@ class MetaTrainer:
             torch.save(worker.state_dict(), temporary / f"worker_{number}.pt")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            progress = {"step": self.step, "elapsed": self.elapsed}
+            progress = {name: getattr(self, name) for name in _PROGRESS} | {
+                "norms": list(self._norms)
+            }
             (temporary / "progress.json").write_text(json.dumps(progress))
+            if self._average is not None:
+                torch.save(self._average.state_dict(), temporary / "average.pt")
             checkpoint.commit(temporary, final)
-            self.accelerator.unwrap_model(self.objective).save(self.output / "weights.safetensors")
+            self._export("weights")
         self.accelerator.wait_for_everyone()
 
     def _load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
         for number, worker in self.workers.items():
             worker.load_state_dict(torch.load(folder / f"worker_{number}.pt", weights_only=True))
+        if self._average is not None:
+            self._average.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
         progress = json.loads((folder / "progress.json").read_text())
-        self.step, self.elapsed = progress["step"], progress["elapsed"]
+        self._norms.extend(progress.pop("norms"))
+        for name in _PROGRESS:
+            setattr(self, name, progress[name])
 
 
 def _schedule(fraction: float) -> float:
     """Linear warm-up over a twentieth, then a cosine to zero."""
     warm = min(1.0, (fraction + 1e-3) / 0.05)
     return warm * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def read_log(folder: Path, key: str) -> dict[int, float]:
+    """What a ``MetaTrainer`` logged as ``key``, by step; steps without it are left out."""
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {record["step"]: record[key] for record in records if key in record}

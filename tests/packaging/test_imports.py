@@ -35,11 +35,14 @@ RANKS = {
     "optim": 6,
     "inr": 6,
     "meta": 7,
+    "evaluation_figures": 8,
     "testing": 8,  # for tests of ours and of users; the library never needs it
     "": 9,  # scalegmn_opt/__init__.py
     "tasks": 10,
     "editors": 10,
     "demo": 11,
+    "editor_data": 11,
+    "evaluation": 11,
     "info": 11,
     "cli": 12,
 }

@@ -1,0 +1,163 @@
+"""Optimizers to compare, by name, with the settings that each is tuned over."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, LearnedOptimizer, UpdateRule
+
+Settings = Mapping[str, float]
+_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+_TRIALS = 20  # of the random search
+LEARNED = "learned:"
+
+
+class Stepper(Protocol):
+    """What a training loop needs of an optimizer."""
+
+    def step(self) -> Any:
+        """Change the parameters by their gradients."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+
+Make = Callable[[nn.Module, Sequence[Any], Settings], Stepper]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer to compare.
+
+    Args:
+        make: makes it for a module, example inputs and settings.
+        grid: the settings to choose from on each task; where there is but one, nothing is tuned.
+        default: the settings of who does not tune, None if those of the grid need no tuning.
+    """
+
+    make: Make
+    grid: tuple[Settings, ...] = ({},)
+    default: Settings | None = None
+
+
+def _sgd(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return torch.optim.SGD(model.parameters(), momentum=0.9, **settings)
+
+
+def _adam(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return torch.optim.Adam(model.parameters(), **settings)
+
+
+def _adamw(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return torch.optim.AdamW(model.parameters(), **settings)
+
+
+def _nadamw(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return torch.optim.NAdam(
+        model.parameters(),
+        lr=settings["lr"],
+        betas=(1 - settings["1-beta1"], 1 - settings["1-beta2"]),
+        weight_decay=settings["weight_decay"],
+        decoupled_weight_decay=True,
+    )
+
+
+class _Pair:
+    """Muon for the matrices, Adam for the rest, at one learning rate."""
+
+    def __init__(self, model: nn.Module, *, lr: float) -> None:
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        rest = [p for p in model.parameters() if p.ndim != 2]
+        self._parts = [
+            torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        ]
+        if rest:
+            self._parts.append(torch.optim.Adam(rest, lr=lr))
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self._parts:
+            part.zero_grad()
+
+
+def _muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return _Pair(model, **settings)
+
+
+def _gauge_adam(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return GaugeAdam.for_model(model, inputs)
+
+
+def _gauge_muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return GaugeMuon.for_model(model, inputs)
+
+
+def _untrained(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return LearnedOptimizer.for_model(model, inputs, rule=UpdateRule())
+
+
+def _learned(weights: str) -> Make:
+    rule = UpdateRule.from_pretrained(weights)
+
+    def make(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+        return LearnedOptimizer.for_model(model, inputs, rule=rule)
+
+    return make
+
+
+def _rates(*values: float) -> tuple[Settings, ...]:
+    return tuple({"lr": lr} for lr in values)
+
+
+def _search() -> tuple[Settings, ...]:
+    """Random settings, always the same: each log-uniform in its range."""
+    ranges = {
+        "lr": (1e-4, 1e-1),
+        "1-beta1": (0.03, 0.3),
+        "1-beta2": (1e-3, 1e-1),
+        "weight_decay": (1e-5, 1e-1),
+    }
+    draws = torch.rand(_TRIALS, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return tuple(
+        {
+            name: low * math.exp(float(u) * math.log(high / low))
+            for u, (name, (low, high)) in zip(row, ranges.items(), strict=True)
+        }
+        for row in draws
+    )
+
+
+_NADAMW_DEFAULT: Settings = {"lr": 2e-3, "1-beta1": 0.1, "1-beta2": 1e-3, "weight_decay": 0.01}
+CONTENDERS: dict[str, Contender] = {
+    "sgd": Contender(_sgd, _rates(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), {"lr": 1e-3}),
+    "adam": Contender(_adam, _rates(*_RATES), {"lr": 1e-3}),
+    "adamw": Contender(_adamw, _rates(*_RATES), {"lr": 1e-3}),
+    "nadamw": Contender(_nadamw, _search(), _NADAMW_DEFAULT),
+    "muon": Contender(_muon, _rates(*_RATES), {"lr": 1e-3}),
+    "gauge-adam": Contender(_gauge_adam),
+    "gauge-muon": Contender(_gauge_muon),
+    "untrained": Contender(_untrained),
+}
+
+
+def contender(name: str) -> Contender:
+    """The contender called ``name``; ``learned:WEIGHTS`` by packaged name or path.
+
+    Raises:
+        ValueError: if there is none.
+        FileNotFoundError: if there are no such weights.
+    """
+    if name.startswith(LEARNED):
+        return Contender(_learned(name.removeprefix(LEARNED)))
+    if name not in CONTENDERS:
+        raise ValueError(
+            f"unknown optimizer {name!r}; choose from {sorted(CONTENDERS)} or 'learned:WEIGHTS'"
+        )
+    return CONTENDERS[name]
