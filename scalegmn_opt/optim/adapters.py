@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.optim.base import GraphOptimizer
-from scalegmn_opt.optim.controls import GaugeAdam, GaugeMuon
+from scalegmn_opt.optim.controls import GaugeAdam, GaugeMuon, PathSGD
 from scalegmn_opt.optim.optimizer import LearnedOptimizer
 
 
@@ -15,7 +15,7 @@ def register_with_higher() -> None:
     """Let ``higher.innerloop_ctx`` unroll the optimizers of this package, as it does torch's own.
 
     Gradients pass through the rule to the initial parameters, and to an ``lr`` that is overridden
-    by a tensor. The guard is not part of an unrolled step.
+    by a tensor. The guard and ``max_change`` are not part of an unrolled step.
 
     Raises:
         ImportError: if ``higher`` is not installed.
@@ -33,7 +33,7 @@ def register_with_higher() -> None:
         def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **_: Any) -> None:
             self._unrolled.update(self.param_groups, self.state, grouped_grads)
 
-    for optimizer in (LearnedOptimizer, GaugeAdam, GaugeMuon):
+    for optimizer in (LearnedOptimizer, GaugeAdam, GaugeMuon, PathSGD):
         higher.register_optim(optimizer, Differentiable)
 
 
@@ -70,7 +70,9 @@ class _Unrolled:
         if len(state) < len(params):
             state = self._rule.init(self._graph, params, input_rms=self._input_rms) | state
         every = {name: torch.zeros_like(p) for name, p in params.items()}
-        every |= {name: grad[None] for name, grad in known.items() if name in params}
+        for name in known.keys() & params.keys():
+            grad = known[name][None]
+            every[name] = -grad if groups[places[name][0]]["maximize"] else grad
         updates, state = self._rule(self._graph, params, every, state)
         for name in known:
             if name not in params:

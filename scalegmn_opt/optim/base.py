@@ -11,8 +11,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalegmn_opt.graph import NeuronGroup, WeightBlock, WeightGraph, trace
+from scalegmn_opt.optim.checks import (
+    check_devices,
+    check_gradient,
+    check_options,
+    check_parameters,
+    check_state,
+    number,
+)
+from scalegmn_opt.optim.explain import Explanation, explained
 from scalegmn_opt.optim.guard import Health, finite, guarded
 from scalegmn_opt.optim.state import Rule, State
+
+_LATER_OPTIONS = {"maximize": False, "differentiable": False, "max_change": None}
+_OWN = (
+    "rule", "input_rms", "record", "_graph", "_traced", "_model_parameters", "_health",
+    "_explanation",
+)  # fmt: skip
 
 
 class GraphOptimizer(Optimizer):
@@ -31,6 +46,9 @@ class GraphOptimizer(Optimizer):
         example_inputs: Sequence[Any] | None,
         lr: float | Tensor,
         weight_decay: float,
+        maximize: bool,
+        differentiable: bool,
+        max_change: float | None,
     ) -> None:
         if (model is None) != (example_inputs is None):
             raise ValueError("model and example_inputs: expected both or neither, got one of them")
@@ -39,12 +57,18 @@ class GraphOptimizer(Optimizer):
         self.input_rms = 1.0
         self._model_parameters: dict[str, Tensor] = {}
         if model is not None and example_inputs is not None:
+            self._model_parameters = dict(model.named_parameters())
+            check_parameters(type(self).__name__, self._model_parameters)
             self._traced = trace(model, example_inputs)
             self.input_rms = _rms(example_inputs)
-            self._model_parameters = dict(model.named_parameters())
         self.rule = rule.requires_grad_(False)
+        self.record = False
         self._health = Health()
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._explanation: Explanation | None = None
+        options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(
+            params, {**options, "differentiable": differentiable, "max_change": max_change}
+        )
 
     @classmethod
     def for_model(cls, model: nn.Module, example_inputs: Sequence[Any], **options: Any) -> Self:
@@ -52,8 +76,13 @@ class GraphOptimizer(Optimizer):
         return cls(model.named_parameters(), model=model, example_inputs=example_inputs, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("rule", "_graph", "_traced", "input_rms", "_model_parameters", "_health")
-        return super().__getstate__() | {name: self.__dict__[name] for name in own}
+        return super().__getstate__() | {name: self.__dict__[name] for name in _OWN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # state dicts of versions that did not have these
+            for key, value in _LATER_OPTIONS.items():
+                group.setdefault(key, value)
 
     @property
     def graph(self) -> WeightGraph:
@@ -77,51 +106,66 @@ class GraphOptimizer(Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for key in ("lr", "weight_decay"):
-            if not float(group[key]) >= 0.0:
-                raise ValueError(f"{key}: expected a number of at least 0.0, got {group[key]}")
+        check_options(group)
         own = {id(p) for p in group["params"]}
-        for name, p in self.named_parameters().items():
-            if id(p) in own and p.is_complex():
-                raise TypeError(f"params: expected real parameters, got complex {name!r}")
+        named = {name: p for name, p in self.named_parameters().items() if id(p) in own}
+        check_parameters(type(self).__name__, named)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what ``closure`` returns, or None."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
         names = {id(p): name for name, p in self.named_parameters().items()}
-        active = [
-            (names[id(p)], p, group)
+        active = {
+            names[id(p)]: (p, group)
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None and p.numel() > 0
-        ]
+        }
         if not active:
-            return loss
-        for name, p, _ in active:
-            self._check_gradient(name, p)
-        updates, state = self._compute([(name, p) for name, p, _ in active])
+            return
+        for name, (p, _) in active.items():
+            check_gradient(type(self).__name__, name, p)
+        updates, state, sizes = self._compute(active)
         self._health.steps += 1
-        for name, p, group in active:
+        for name, (_, group) in active.items():
+            sizes[name] *= number(group["lr"])
+            updates[name] = group["lr"] * updates[name]
+            if group["max_change"] is not None and sizes[name] > group["max_change"]:
+                self._health.limited[name] = self._health.limited.get(name, 0) + 1
+                updates[name] = updates[name] * (group["max_change"] / sizes[name])
+                sizes[name] = group["max_change"]
+        if self.record:
+            params = {name: p.detach().to(updates[name]) for name, (p, _) in active.items()}
+            self._explanation = explained(self._health, sizes, updates, params)
+        for name, (p, group) in active.items():
             self.state[p].update(state[name])
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_((group["lr"] * updates[name]).to(p))
-        return loss
+            p.add_(updates[name].to(p))
 
     def _compute(
-        self, active: list[tuple[str, Tensor]]
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """The rule on the whole graph; parameters without a gradient count as at rest."""
+        self, active: dict[str, tuple[Tensor, dict[str, Any]]]
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, float]]:
+        """The rule on the whole graph; parameters without a gradient count as at rest.
+
+        Updates before ``lr``, new states, and relative sizes of the updates, of active parameters.
+        """
         named = self.named_parameters()
         parameters = {name: p for name, p in named.items() if p.numel() > 0}
+        check_devices(type(self).__name__, parameters)
         dtype = _working_dtype(parameters)
-        params = {name: p.detach().to(dtype)[None] for name, p in parameters.items()}
+        params = {name: _constant(p).to(dtype)[None] for name, p in parameters.items()}
         grads = {name: torch.zeros_like(p) for name, p in params.items()}
-        for name, p in active:
-            grads[name] = finite(name, p.grad.to(dtype), self._health)[None]
+        for name, (p, group) in active.items():
+            grad = -p.grad if group["maximize"] else p.grad
+            grads[name] = finite(name, grad.to(dtype), self._health)[None]
         state: State = {
             name: {key: value.to(dtype)[None] for key, value in self.state[p].items()}
             for name, p in parameters.items()
@@ -131,26 +175,69 @@ class GraphOptimizer(Optimizer):
             state = self.rule.init(self.graph, params, input_rms=self.input_rms) | state
         self.rule.to(device=next(iter(params.values())).device, dtype=dtype)
         updates, state = self.rule(self.graph, params, grads, state)
-        updates = guarded(updates, self.graph, state, self.rule, self._health)
+        own = {name: updates[name] for name in active}
+        limited = [name for name, (_, group) in active.items() if group["max_change"] is not None]
+        own, sizes = guarded(own, self.graph, state, self.rule, self._health, unbounded=limited)
         return (
-            {name: updates[name][0] for name, _ in active},
-            {name: {k: v[0] for k, v in state[name].items()} for name, _ in active},
+            {name: update[0] for name, update in own.items()},
+            {name: {k: v[0] for k, v in state[name].items()} for name in active},
+            sizes,
         )
 
-    def _check_gradient(self, name: str, p: Tensor) -> None:
-        if p.grad.layout is not torch.strided:
-            raise TypeError(
-                f"{type(self).__name__}: gradient of {name!r} is {p.grad.layout}, expected dense"
-            )
+    def explain(self) -> Explanation:
+        """Size of the last step of each parameter, and what was mended; only if ``record`` is set.
+
+        Raises:
+            RuntimeError: if no step was recorded.
+        """
+        if self._explanation is None:
+            raise RuntimeError("explain: no step was recorded; set record = True before step()")
+        return self._explanation
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, with the state kept in its own precision."""
-        super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(saved, own, strict=True):  # torch has cast to the parameter's dtype
+        """As in torch, with the state kept in its own precision; refused as a whole if it is wrong.
+
+        Raises:
+            ValueError: if the state is of another optimizer, network or version.
+        """
+        loaded: dict[str, Any] = {}
+
+        def check(_: Optimizer, given: dict[str, Any]) -> None:  # after hooks that may change it
+            loaded.update(given)
+            self._check_state_dict(given)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._restore_precision(loaded), prepend=True
+            ),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        parameters = {n: p for n, p in self.named_parameters().items() if p.numel() > 0}
+        params = {n: torch.empty(1, *p.shape, device="meta") for n, p in parameters.items()}
+        expected = self.rule.init(self.graph, params, input_rms=self.input_rms)
+        names = {id(p): name for name, p in parameters.items()}
+        for index, p in self._by_index(state_dict):
+            state = state_dict["state"].get(index)
+            if state:
+                name = names[id(p)]
+                check_state(type(self).__name__, name, state, expected[name])
+
+    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
+        for index, p in self._by_index(state_dict):  # torch has cast to the parameter's dtype
             for key, value in state_dict["state"].get(index, {}).items():
                 self.state[p][key] = value.detach().clone().to(p.device)
+
+    def _by_index(self, state_dict: dict[str, Any]) -> list[tuple[int, Tensor]]:
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        return list(zip(saved, own, strict=False))  # torch tells if they are not as many
 
     def named_parameters(self) -> dict[str, Tensor]:
         """All tensors the rule reads, by the model's, the given, or a name of their place."""
@@ -182,6 +269,11 @@ def _extend(graph: WeightGraph | None, parameters: dict[str, Tensor]) -> WeightG
 def _without_empty(graph: WeightGraph) -> WeightGraph:
     blocks = tuple(b for b in graph.blocks if 0 not in b.parameter_shape)
     return replace(graph, groups=tuple(g for g in graph.groups if g.size > 0), blocks=blocks)
+
+
+def _constant(p: Tensor) -> Tensor:
+    """``p`` for the rule; a copy where autograd runs through the step, which then changes ``p``."""
+    return p.clone() if torch.is_grad_enabled() else p.detach()
 
 
 def _working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:

@@ -88,7 +88,6 @@ class Edges:
             return torch.cat([source * (weight.mT @ (one * target)), main.mT @ two], 2)
         return torch.cat([target * (weight @ (one * source)), main @ two], 2)
 
-    @torch.no_grad()
     def summaries(self) -> tuple[Tensor, Tensor]:
         """Mean invariants (batch · folds, nodes, INVARIANTS) of targets' and sources' weights."""
         targets, sources = [], []

@@ -1,15 +1,23 @@
 """Guards of a step: numbers that are not finite are counted and never spread."""
 
+import os
+import sys
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from math import inf, isfinite
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
 
 LARGEST_STEP = 100.0  # root mean square of an update relative to the step of size 1
+_INSIDE = tuple(
+    f"{Path(file).parent}{os.sep}" for file in (torch.__file__, Path(__file__).parent)
+)  # of torch and of this package
 
 
 @dataclass
@@ -20,15 +28,17 @@ class Health:
         steps: steps taken.
         masked: by parameter, entries of its gradients that were not finite and counted as zero.
         replaced: by parameter, steps whose update was not finite or exploded, and was replaced.
+        limited: by parameter, steps that ``max_change`` made smaller.
     """
 
     steps: int = 0
     masked: dict[str, int] = field(default_factory=dict)
     replaced: dict[str, int] = field(default_factory=dict)
+    limited: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing had to be mended."""
+        """Whether nothing had to be mended; a step that was only limited is in order."""
         return not self.masked and not self.replaced
 
     def note(self, counts: dict[str, int], name: str, number: int, what: str) -> None:
@@ -37,9 +47,17 @@ class Health:
             warnings.warn(
                 f"step {self.steps + 1}: {what} of {name!r}; see health()",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=_frames_inside(),
             )
         counts[name] = counts.get(name, 0) + number
+
+
+def _frames_inside() -> int:
+    """How far up from the caller is the line that is neither of torch nor of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def finite(name: str, grad: Tensor, health: Health) -> Tensor:
@@ -54,36 +72,55 @@ def finite(name: str, grad: Tensor, health: Health) -> Tensor:
 
 
 def guarded(
-    updates: dict[str, Tensor], graph: WeightGraph, state: State, rule: Rule, health: Health
-) -> dict[str, Tensor]:
+    updates: Mapping[str, Tensor],
+    graph: WeightGraph,
+    state: State,
+    rule: Rule,
+    health: Health,
+    *,
+    unbounded: Collection[str] = (),
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """``updates`` with the rule's plain step for parameters whose update cannot be right.
 
     An update cannot be right if it has numbers that are not finite, or if in gauge coordinates
-    their root mean square is above ``LARGEST_STEP`` times the rule's unit.
+    their root mean square is above ``LARGEST_STEP`` times the rule's unit, unless they are of
+    ``unbounded``. Second, the :func:`relative_sizes` of what is returned.
     """
-    squares = _relative_squares(updates, graph, state)
-    sizes = torch.stack(list(squares.values())).sqrt().tolist()
-    bad = [name for name, size in zip(squares, sizes, strict=True) if not size <= LARGEST_STEP]
+    sizes = relative_sizes(updates, graph, state)
+    largest = {name: inf if name in unbounded else LARGEST_STEP for name in sizes}
+    bad = [name for name, size in sizes.items() if not isfinite(size) or size > largest[name]]
     if not bad:
-        return updates
+        return dict(updates), sizes
     plain = rule.plain_step(graph, state)
     for name in bad:
         health.note(health.replaced, name, 1, "replaced the update")
-    return {**updates, **{name: plain[name].nan_to_num(0.0, 0.0, 0.0) for name in bad}}
+    mended = {name: plain[name].nan_to_num(0.0, 0.0, 0.0) for name in bad}
+    return {**updates, **mended}, {**sizes, **relative_sizes(mended, graph, state)}
 
 
-def _relative_squares(
-    updates: dict[str, Tensor], graph: WeightGraph, state: State
-) -> dict[str, Tensor]:
-    """Largest mean square of ``Δŵ / unit`` of a parameter's blocks, by parameter."""
+@torch.no_grad()
+def relative_sizes(
+    updates: Mapping[str, Tensor], graph: WeightGraph, state: State
+) -> dict[str, float]:
+    """Root mean square of ``Δŵ / unit``, the largest of a parameter's blocks, by parameter.
+
+    At 1 an aligned update changes a pre-activation by its initial size.
+    """
     ends = gauge_ends(graph, state)
-    worst: dict[str, Tensor] = {}
-    for block, update in ((b, b.pack(updates[b.parameter])) for b in graph.blocks):
-        rows, columns = (block.fold(end, i) for i, end in enumerate(ends[block.name]))
-        powers = torch.einsum("boik,bi->bo", update.square(), columns.square())
-        square = (powers / rows.square()).mean() / (
-            update[0, 0].numel() * step_scale(graph, block) ** 2
-        )
-        known = worst.get(block.parameter, square)
-        worst[block.parameter] = torch.maximum(known, square)
-    return worst
+    squares = []
+    for name, update in updates.items():
+        parts = [
+            _square(block, update, *ends[block.name], step_scale(graph, block))
+            for block in graph.parameters[name]
+        ]
+        squares.append(torch.stack(parts).max())
+    return dict(zip(updates, torch.stack(squares).sqrt().tolist(), strict=True))
+
+
+def _square(
+    block: WeightBlock, update: Tensor, target: Tensor, source: Tensor, unit: float
+) -> Tensor:
+    update = block.pack(update)
+    rows, columns = block.fold(target, 0), block.fold(source, 1)
+    powers = torch.einsum("boik,bi->bo", update.square(), columns.square())
+    return (powers / rows.square()).mean() / (update[0, 0].numel() * unit**2)

@@ -23,6 +23,7 @@ class LearnedOptimizer(GraphOptimizer):
 
     Entries of a gradient that are not finite count as zero, with a warning, and an update that
     is not finite or explodes is replaced by the rule's plain momentum step; :meth:`health` counts.
+    With ``record = True`` each step is kept for :meth:`explain`.
 
     Args:
         params: parameters or parameter groups, named or not; a group may have its own ``lr`` and
@@ -33,6 +34,12 @@ class LearnedOptimizer(GraphOptimizer):
         lr: multiplier of the rule's own step; 1.0 is the step it was trained with. At 1.0 an
             aligned step of an untrained rule changes a pre-activation by about its initial size.
         weight_decay: share of each parameter removed per step at ``lr=1``.
+        maximize: climb instead of descend; a group may have its own.
+        differentiable: let autograd run through :meth:`step`, from the new parameters and states to
+            the old ones, the gradients and a tensor ``lr``, not to the rule's weights. As in torch,
+            parameters may then be no leaves, and are changed in place.
+        max_change: the largest change of a pre-activation by an aligned step, relative to its
+            initial size; a larger step of a parameter is scaled down. None: no limit.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
     float64 parameters), 12 bytes a parameter; ``step``; ``target`` and ``source``, the gauge at
@@ -41,7 +48,7 @@ class LearnedOptimizer(GraphOptimizer):
     Raises:
         ValueError: for a negative ``lr`` or ``weight_decay``, and ``model`` without
             ``example_inputs`` or the reverse.
-        TypeError: for complex parameters and sparse gradients.
+        TypeError: for complex and sharded parameters and sparse gradients.
     """
 
     def __init__(
@@ -53,6 +60,9 @@ class LearnedOptimizer(GraphOptimizer):
         rule: UpdateRule | str | os.PathLike[str] = DEFAULT_RULE,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
+        maximize: bool = False,
+        differentiable: bool = False,
+        max_change: float | None = None,
     ) -> None:
         own = deepcopy(rule) if isinstance(rule, UpdateRule) else UpdateRule.from_pretrained(rule)
         super().__init__(
@@ -62,4 +72,7 @@ class LearnedOptimizer(GraphOptimizer):
             example_inputs=example_inputs,
             lr=lr,
             weight_decay=weight_decay,
+            maximize=maximize,
+            differentiable=differentiable,
+            max_change=max_change,
         )

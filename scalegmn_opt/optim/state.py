@@ -69,7 +69,6 @@ class Rule(nn.Module):
         count = sum(map(kept_numbers, blocks)) if cls.whitens else 0
         return {"whitener": p.new_zeros(len(p), count)} if count else {}
 
-    @torch.no_grad()
     def main_directions(
         self, graph: WeightGraph, grads: Mapping[str, Tensor], state: State
     ) -> tuple[dict[str, Tensor | None], State]:

@@ -1,12 +1,19 @@
 """What may be done to a network's parameters without changing its function."""
 
-from scalegmn_opt.symmetry.gauge import Gauge, forward_sweep, gauged, scale_ratio
+from scalegmn_opt.symmetry.gauge import (
+    Gauge,
+    backward_sweep,
+    forward_sweep,
+    gauged,
+    scale_ratio,
+)
 from scalegmn_opt.symmetry.transform import Transform, Verification, random_transform, verify
 
 __all__ = [
     "Gauge",
     "Transform",
     "Verification",
+    "backward_sweep",
     "forward_sweep",
     "gauged",
     "random_transform",

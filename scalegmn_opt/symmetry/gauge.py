@@ -62,6 +62,62 @@ def forward_sweep(
     return Gauge(scales)
 
 
+def backward_sweep(
+    graph: WeightGraph, edges: dict[str, Tensor], *, forward: Gauge
+) -> dict[str, Tensor]:
+    """``t_j = ||(w_ij t_i)_i||`` from the outputs back, ``t = 1`` on outputs: ``t -> t / |q|``.
+
+    By name (batch, nodes), for groups that weights lead to. In a homogeneous network ``s_j² t_i²``
+    is the sum, over all paths through ``w_ij``, of the product of the other squared weights. What
+    is no weight has no such product: neurons that only a normalisation, a product or an attention
+    reads get ``1 / s_i``, as if their next stop divided by their size. In a cycle, as of a
+    residual stream, a group takes the outgoing weights whose targets come before it. Shared scales
+    and neurons whose outgoing weights are all zero are treated as in :func:`forward_sweep`.
+
+    Args:
+        edges: as of the forward sweep.
+        forward: its result.
+    """
+    found: dict[str, Tensor] = {}
+    for name, blocks in _backward_order(graph):
+        group, s = graph.group[name], forward.scales[name]
+        if group.role is Role.OUTPUT:
+            found[name] = torch.ones_like(s)
+        elif not blocks:
+            found[name] = 1 / s
+        else:
+            square = sum(_outgoing_power(b, edges[b.name], found[b.target]) for b in blocks)
+            shared = not group.symmetry.rescales or group.symmetry.common
+            found[name] = _scale(square, shared=shared)
+    return found
+
+
+@lru_cache(maxsize=256)
+def _backward_order(graph: WeightGraph) -> tuple[tuple[str, tuple[WeightBlock, ...]], ...]:
+    """Targets of weights from the last on, each with its outgoing blocks to those before it."""
+    outgoing: dict[str, list[WeightBlock]] = {block.target: [] for block in reversed(graph.blocks)}
+    for block in graph.blocks:
+        if block.source in outgoing and block.source != block.target:
+            outgoing[block.source].append(block)
+    steps: dict[str, tuple[WeightBlock, ...]] = {}
+
+    def waiting(name: str) -> tuple[bool, int]:
+        ready = [block.target in steps for block in outgoing[name]]
+        ends = not ready or graph.group[name].role is Role.OUTPUT
+        return not (ends or any(ready)), ready.count(False)
+
+    while len(steps) < len(outgoing):
+        name = min((name for name in outgoing if name not in steps), key=waiting)
+        steps[name] = tuple(block for block in outgoing[name] if block.target in steps)
+    return tuple(steps.items())
+
+
+def _outgoing_power(block: WeightBlock, weights: Tensor, target: Tensor) -> Tensor:
+    """``Σ_ik (w_ijk t_i)²``, (batch, nodes)."""
+    target = block.fold(target, 0)
+    return block.unfold(torch.einsum("boik,bo->bi", weights.square(), target.square()), 1)
+
+
 def _incoming_power(block: WeightBlock, weights: Tensor, source: Tensor) -> Tensor:
     """``Σ_jk (w_ijk s_j)²``, (batch, nodes)."""
     source = block.fold(source, 1)

@@ -139,7 +139,7 @@ def test_weights_are_part_of_the_key(tmp_path):
     for seed in range(2):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4).save_pretrained(
+            UpdateRule(channels=4, message_channels=2, hidden_channels=4).save_pretrained(
                 tmp_path / "rule.safetensors"
             )
         name = f"learned:{tmp_path / 'rule.safetensors'}"

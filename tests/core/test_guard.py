@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
-from scalegmn_opt.optim import GaugeAdam, GaugeMuon
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf"), 1e30]  # the last: its square is not
-CLASSES = [LearnedOptimizer, GaugeAdam, GaugeMuon]
+CLASSES = [LearnedOptimizer, GaugeAdam, GaugeMuon, PathSGD]
 
 
 def rule():
@@ -57,6 +57,66 @@ def test_masked_entries_count_as_zero(cls, value):
     assert not hurt[1].health().ok
     assert healthy[1].health().ok
     assert healthy[1].health().steps == 2
+
+
+def test_warning_points_at_the_line_of_the_user():
+    model, own = prepared()
+    model[0].bias.grad[0] = float("nan")
+    schedule = torch.optim.lr_scheduler.StepLR(own, 1)  # wraps the step once more
+    with pytest.warns(RuntimeWarning, match="masked") as caught:
+        own.step()
+    assert caught[0].filename == __file__
+    schedule.step()
+    with pytest.warns(RuntimeWarning, match="replaced") as caught:
+        prepared(rule=Broken(1e6))
+    assert caught[0].filename == __file__
+
+
+def test_parameters_without_a_gradient_are_not_checked():
+    model, own = prepared(rule=Broken(0.0))
+    own.rule.value = float("nan")
+    model[0].bias.grad = None
+    own.step()
+    assert own.health().ok
+
+
+# The trust region
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_trust_region_leaves_small_steps_bit_by_bit(cls):
+    pair = prepared(cls, max_change=None), prepared(cls, max_change=90.0)
+    for _, own in pair:
+        own.step()
+    assert_same(*pair)
+    assert not pair[1][1].health().limited
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(3.0)])
+def test_trust_region_scales_large_steps_down(cls, lr):
+    free, held = (prepared(cls, lr=0.0, max_change=None) for _ in range(2))
+    start = [p.detach().clone() for p in free[0].parameters()]
+    for (_, own), largest in zip((free, held), (None, 1e-3), strict=True):
+        own.record = True
+        own.param_groups[0].update(lr=lr, max_change=largest)
+        own.step()
+    sizes = [own.explain().parameters for _, own in (free, held)]
+    assert all(row.step_size == pytest.approx(1e-3) for row in sizes[1].values())
+    for name, old, p, q in zip(
+        sizes[0], start, free[0].parameters(), held[0].parameters(), strict=True
+    ):
+        torch.testing.assert_close(q - old, (p - old) * (1e-3 / sizes[0][name].step_size),
+                                   rtol=1e-2, atol=1e-7)  # fmt: skip
+    assert held[1].health().limited == dict.fromkeys(sizes[0], 1)
+    assert held[1].health().ok
+
+
+def test_trust_region_bounds_an_update_that_would_be_replaced():
+    model, own = prepared(rule=Broken(1e6), max_change=0.5)
+    assert own.health().limited["0.bias"] == 1
+    assert not own.health().replaced
+    assert all(torch.isfinite(t).all() for t in tensors(model, own))
 
 
 def steps(own, count):
@@ -108,7 +168,10 @@ def test_guard_does_not_touch_a_healthy_trajectory(monkeypatch):
         guarded = prepared()
         guarded[1].step()
     monkeypatch.setattr("scalegmn_opt.optim.base.finite", lambda name, grad, health: grad)
-    monkeypatch.setattr("scalegmn_opt.optim.base.guarded", lambda updates, *_: updates)
+    monkeypatch.setattr(
+        "scalegmn_opt.optim.base.guarded",
+        lambda updates, *_, **__: (updates, dict.fromkeys(updates, 1.0)),
+    )
     bare = prepared()
     bare[1].step()
     assert_same(guarded, bare)

@@ -185,7 +185,7 @@ def test_wrong_options(tmp_path, options, message):
 def small_rule():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4)
+        return UpdateRule(channels=4, message_channels=2, hidden_channels=4)
 
 
 def test_validation_of_a_rule_depends_on_the_rule_and_the_number_alone():

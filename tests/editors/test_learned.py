@@ -130,7 +130,7 @@ def test_files(weights, tmp_path):
     with torch.no_grad():
         expected = editor()(params(), SPEC, strength)
     assert difference(loaded(params(), SPEC, strength), expected) == 0.0
-    UpdateRule(node_channels=4, edge_channels=2, hidden_channels=4).save_pretrained(tmp_path / "r")
+    UpdateRule(channels=4, message_channels=2, hidden_channels=4).save_pretrained(tmp_path / "r")
     with pytest.raises(ValueError, match="'editor'"):
         LearnedEditor.from_pretrained(tmp_path / "r")
     with pytest.raises(FileNotFoundError, match="no weights 'nothing'"):

@@ -1,0 +1,66 @@
+"""What an optimizer refuses, and how it says so."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raise for options of a parameter group that are out of range."""
+    for key in ("lr", "weight_decay"):
+        value = group[key]
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
+        if not number(value) >= 0.0:
+            raise ValueError(f"{key}: expected a number of at least 0.0, got {value}")
+    largest = group["max_change"]
+    if largest is not None and not largest > 0.0:
+        raise ValueError(f"max_change: expected None or a number above 0.0, got {largest}")
+
+
+def check_parameters(owner: str, parameters: Mapping[str, Tensor]) -> None:
+    """Raise for parameters that are complex, or only a part of which is in this process."""
+    for name, p in parameters.items():
+        if p.is_complex():
+            raise TypeError(f"{owner}: expected real parameters, got complex {name!r}")
+        if type(p).__module__.startswith("torch.distributed."):  # DTensor, FlatParameter
+            raise TypeError(
+                f"{owner}: expected whole parameters, got {name!r} as a {type(p).__name__}: sharded"
+                " models (FSDP, tensor parallelism) are not supported; DistributedDataParallel is"
+            )
+
+
+def check_gradient(owner: str, name: str, p: Tensor) -> None:
+    """Raise for a gradient that is not dense."""
+    if p.grad.layout is not torch.strided:
+        raise TypeError(f"{owner}: gradient of {name!r} is {p.grad.layout}, expected dense")
+
+
+def check_devices(owner: str, parameters: Mapping[str, Tensor]) -> None:
+    """Raise for parameters on several devices: the graph of a network is processed as one."""
+    first: dict[torch.device, str] = {}
+    for name, p in parameters.items():
+        first.setdefault(p.device, name)
+    if len(first) > 1:
+        found = " and ".join(f"{name!r} on {device}" for device, name in first.items())
+        raise ValueError(f"{owner}: expected all parameters on one device, got {found}")
+
+
+def check_state(
+    owner: str, name: str, state: Mapping[str, Any], expected: Mapping[str, Tensor]
+) -> None:
+    """Raise if a loaded state has not the entries and shapes of ``expected`` (1, *shape)."""
+    wanted = {key: tuple(value.shape[1:]) for key, value in expected.items()}
+    found = {key: tuple(torch.as_tensor(value).shape) for key, value in state.items()}
+    if found != wanted:
+        raise ValueError(
+            f"{owner}: state of {name!r}: expected {wanted}, got {found};"
+            " it is of another optimizer, network or version"
+        )
+
+
+def number(value: float | Tensor) -> float:
+    """A Python number, also of a tensor that has a gradient."""
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
