@@ -135,8 +135,14 @@ class Evaluation:
         (self.out / "curves").mkdir(exist_ok=True)
         for task, rows in runs.items():
             name = task.replace(":", "-").replace("/", "-")
-            figure = draw_curves(task, rows, target=report["tasks"][task]["target"])
+            shown = {label: found for label, found in rows.items() if _is_drawn(label)}
+            figure = draw_curves(task, shown, target=report["tasks"][task]["target"])
             figure.savefig(self.out / "curves" / f"{name}.png", dpi=150)
+
+
+def _is_drawn(label: str) -> bool:
+    """Curves are of the training loss, so that the other choice and most defaults are left out."""
+    return "," not in label or label.endswith("training loss") or label == "adam, default"
 
 
 def _one_thread() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scalegmn_opt.figures import new_figure
+from scalegmn_opt.meta.contenders import LEARNED
 from scalegmn_opt.meta.evaluate import Run
 from scalegmn_opt.meta.scores import trailing_mean
 from scalegmn_opt.tables import new_table
@@ -64,7 +65,8 @@ def _band(
         [value if isfinite(value) else nan for value in curves.quantile(q, 0).tolist()]
         for q in (0.25, 0.5, 0.75)
     )
-    axis.plot(places, middle, color=colour, linestyle=dash, linewidth=1.3, label=label)
+    width = 2.4 if label.startswith(LEARNED) else 1.2
+    axis.plot(places, middle, color=colour, linestyle=dash, linewidth=width, label=label)
     axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 

@@ -1,15 +1,17 @@
 """Distributions of tasks, by name."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.meta import TaskSuite
+from scalegmn_opt.meta import Task, TaskSuite
 from scalegmn_opt.recipe import load_recipe
 
 from .classify import MLPClassification
@@ -123,6 +125,17 @@ def family_suite(path_or_name: str | Path, split: str = "training") -> FamilySui
     return FamilySuite(families[split])
 
 
+@dataclass(frozen=True)
+class SampledSuite:
+    """A suite that is a function of a generator and a number of tasks."""
+
+    function: Callable[[torch.Generator, int], Sequence[Task]]
+
+    def sample(self, generator: torch.Generator, count: int) -> Sequence[Task]:
+        """``count`` tasks of one architecture."""
+        return self.function(generator, count)
+
+
 SUITES: dict[str, Callable[[], TaskSuite]] = {
     "digits-mlp": DigitsMLPSuite,
     "digits-tiny": DigitsTinySuite,
@@ -138,13 +151,25 @@ SUITES: dict[str, Callable[[], TaskSuite]] = {
 
 
 def resolve_suite(name: str) -> TaskSuite:
-    """The suite registered as ``name``, or an instance of the class ``package.module:ClassName``.
+    """The suite registered as ``name``, or what a user names.
+
+    That is ``package.module:NAME`` of a class, of a function without arguments that makes a suite,
+    or of a function ``sample(generator, count)`` that is all there is to one; or the file of a
+    suite's recipe, ``mine.yaml``, or ``mine.yaml/validation`` for its other splits.
 
     Raises:
+        FileNotFoundError: if there is no such recipe.
         ValueError: if nothing is found under ``name``.
         TypeError: if what is found there does not make a suite.
     """
+    path, slash, split = name.rpartition("/")
+    if slash and split in SPLITS and path.endswith(".yaml"):
+        return family_suite(path, split)
+    if name.endswith(".yaml"):
+        return family_suite(name)
     factory = SUITES[name] if name in SUITES else _load(name)
+    if not isinstance(factory, type) and callable(factory) and len(_arguments(factory)) == 2:
+        return SampledSuite(factory)
     suite = factory()
     if not isinstance(suite, TaskSuite):
         raise TypeError(
@@ -154,11 +179,15 @@ def resolve_suite(name: str) -> TaskSuite:
     return suite
 
 
+def _arguments(function: Callable[..., object]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
 def _load(name: str) -> Callable[[], TaskSuite]:
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise ValueError(
-            f"unknown suite {name!r}; choose from {sorted(SUITES)} or 'package.module:ClassName'"
+            f"unknown suite {name!r}; choose from {sorted(SUITES)} or 'package.module:NAME'"
         )
     try:
         module = importlib.import_module(module_name)
@@ -167,10 +196,9 @@ def _load(name: str) -> Callable[[], TaskSuite]:
             raise  # the module was found; something that it imports was not
         raise ValueError(f"suite {name!r}: there is no module {error.name!r}") from error
     if attribute not in vars(module):
-        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type))
-        raise ValueError(
-            f"suite {name!r}: {module_name} has no {attribute!r}; choose from {classes}"
-        )
+        kinds = (type, FunctionType)
+        found = sorted(key for key, value in vars(module).items() if isinstance(value, kinds))
+        raise ValueError(f"suite {name!r}: {module_name} has no {attribute!r}; choose from {found}")
     return vars(module)[attribute]
 
 

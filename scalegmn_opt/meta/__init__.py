@@ -1,5 +1,6 @@
 """Meta-training: tasks, inner runs, estimators of the meta-gradient, and the trainer."""
 
+from scalegmn_opt.meta.check import TaskError, check_task
 from scalegmn_opt.meta.estimators import Objective, RuleObjective, TruncatedBackprop, Worker
 from scalegmn_opt.meta.evolution import EvolutionStrategies, PersistentES
 from scalegmn_opt.meta.task import HeldOutTask, ModuleTask, StackedTask, Task, TaskSuite
@@ -20,7 +21,9 @@ __all__ = [
     "RunOptions",
     "StackedTask",
     "Task",
+    "TaskError",
     "TaskSuite",
     "TruncatedBackprop",
     "Worker",
+    "check_task",
 ]

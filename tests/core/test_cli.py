@@ -262,6 +262,26 @@ def test_meta_training_of_a_rule(run, tmp_path):
     assert len((folder / "log.jsonl").read_text().splitlines()) == 5
 
 
+def test_meta_training_keeps_the_best_by_validation(run, tmp_path):
+    validation = "validation: {suite: tiny/validation, every: 2, runs: 1, steps: 3}\n"
+    (tmp_path / "rule.yaml").write_text(f"{RULE}\nestimator: pes\n{validation}")
+    code, out, _ = run("meta-train", "rule.yaml", "--out", "here")
+    assert code == 0
+    UpdateRule.from_pretrained(tmp_path / "here" / "best.safetensors")
+    assert "best.safetensors" in out
+    lines = (tmp_path / "here" / "log.jsonl").read_text().splitlines()
+    assert ["validation" in json.loads(line) for line in lines] == [False, True, False]
+
+
+def test_a_missing_tracker_is_one_clear_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("scalegmn_opt.meta.tracking.get_available_trackers", lambda: [])
+    (tmp_path / "rule.yaml").write_text(RULE)
+    code, _, errors = run("meta-train", "rule.yaml", "--tracker", "wandb")
+    assert code == 1
+    assert error_lines(errors) == ["error: --tracker: wandb is not installed: pip install wandb"]
+    assert run("meta-train", "rule.yaml", "--tracker", "paper")[0] == 2
+
+
 def test_meta_training_without_matplotlib(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (tmp_path / "rule.yaml").write_text(RULE)

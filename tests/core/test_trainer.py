@@ -292,5 +292,30 @@ def test_runs_that_are_killed_at_any_moment_end_the_same(tmp_path):
     assert read_log(tmp_path / "whole", "loss") == read_log(parts, "loss")
 
 
+@pytest.mark.slow
+def test_two_processes_validate_and_average_as_one(tmp_path):
+    make_real(tmp_path / "one").train()
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    root = str(Path(__file__).parents[2])
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [sys.executable, *command, str(script), str(tmp_path / "two")],
+        check=True,
+        timeout=400,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+    )
+    for key in ("loss", "validation"):
+        one, two = (read_log(tmp_path / folder, key) for folder in ("one", "two"))
+        assert one.keys() == two.keys()
+        assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-3, abs=1e-4)
+    one, two = (
+        UpdateRule.from_pretrained(tmp_path / folder / "weights.safetensors").state_dict()
+        for folder in ("one", "two")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
 def log_of_complete(folder):
     return [x for x in (folder / "log.jsonl").read_text().splitlines(True) if x.endswith("\n")]

@@ -7,7 +7,8 @@ from pydantic import BaseModel
 from scalegmn_opt.editors import EDITS, EditRecipe, EditStep, LearnedEditor, apply_recipe
 from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import SirenSpec, initial_parameters, render
-from scalegmn_opt.meta.recipe import RuleRecipe
+from scalegmn_opt.meta import EvolutionStrategies, PersistentES, TruncatedBackprop
+from scalegmn_opt.meta.recipe import RuleRecipe, TrainerOptions
 from scalegmn_opt.recipe import load_recipe, packaged_recipes
 from scalegmn_opt.tasks import SuiteRecipe, resolve_suite
 
@@ -43,6 +44,32 @@ def test_recipes_of_rules_make_an_objective(name):
     objective = recipe.build(resolve_suite(recipe.suite))
     loss, _ = objective(objective.new_worker(recipe.seed))
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind"),
+    [
+        ("truncated-backprop", TruncatedBackprop),
+        ("es", EvolutionStrategies),
+        ("pes", PersistentES),
+    ],
+)
+def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
+    recipe = RuleRecipe(
+        kind="rule",
+        name="mine",
+        suite="quadratic",
+        estimator=estimator,
+        objective="mean",
+        batches="validation",
+        networks=3,
+        trainer=TrainerOptions(steps=1),
+    )
+    objective = recipe.build(resolve_suite(recipe.suite))
+    assert type(objective) is kind
+    assert objective.aim == "mean"
+    assert objective.options.validation
+    assert objective.options.networks == 3
 
 
 def test_the_recipe_of_the_editor():

@@ -91,6 +91,8 @@ def user_module(tmp_path, monkeypatch):
     (tmp_path / "user_suites.py").write_text(
         "class Fine:\n    def sample(self, generator, count):\n        return []\n"
         "class Wrong:\n    pass\n"
+        "def make():\n    return Fine()\n"
+        "def draw(generator, count):\n    return [generator.initial_seed()] * count\n"
     )
     (tmp_path / "broken_suites.py").write_text("import a_module_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -102,9 +104,13 @@ def user_module(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("user_module")
 def test_a_users_suite_by_its_import_path():
     assert type(resolve_suite("user_suites:Fine")).__name__ == "Fine"
+    assert type(resolve_suite("user_suites:make")).__name__ == "Fine"
+    assert resolve_suite("user_suites:draw").sample(seeded(5), 2) == [5, 5]
     with pytest.raises(TypeError, match="got Wrong"):
         resolve_suite("user_suites:Wrong")
-    with pytest.raises(ValueError, match=r"no 'Fein'; choose from \['Fine', 'Wrong'\]"):
+    with pytest.raises(
+        ValueError, match=r"no 'Fein'; choose from \['Fine', 'Wrong', 'draw', 'make'\]"
+    ):
         resolve_suite("user_suites:Fein")
     with pytest.raises(ValueError, match="no module 'no_such_suites'"):
         resolve_suite("no_such_suites:Fine")
@@ -112,7 +118,19 @@ def test_a_users_suite_by_its_import_path():
         resolve_suite("broken_suites:Fine")
 
 
+def test_a_users_suite_by_its_recipes_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "kind: suite\nname: mine\ntraining: [{data: wine, model: mlp}]\n"
+        "validation: [{data: diabetes, model: mlp}]\ntest: [{data: digits, model: mlp}]\n"
+    )
+    assert [f.data for f in resolve_suite(str(path)).families] == ["wine"]
+    assert [f.data for f in resolve_suite(f"{path}/validation").families] == ["diabetes"]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        resolve_suite("nowhere.yaml")
+
+
 @pytest.mark.parametrize("name", ["", ":Fine", "module:"])
 def test_malformed_names(name):
-    with pytest.raises(ValueError, match=r"package\.module:ClassName"):
+    with pytest.raises(ValueError, match=r"package\.module:NAME"):
         resolve_suite(name)

@@ -1,0 +1,38 @@
+"""Rules against tuned optimizers on all held-out tasks, five starts each; hours on one core.
+
+`python benchmarks/held_out.py mnist.npz [--weights NAME_OR_FILE ...] [--jobs 2]`. Runs are kept in
+`--out`, so that an interrupted benchmark goes on where it was.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from measure import RESULTS
+from rich.console import Console
+
+from scalegmn_opt.evaluation import REPORT, Evaluation
+from scalegmn_opt.evaluation_figures import tables
+from scalegmn_opt.meta.contenders import CONTENDERS, LEARNED
+from scalegmn_opt.tasks import HELD_OUT
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mnist", type=Path)
+    parser.add_argument("--weights", nargs="+", default=["small"])
+    parser.add_argument("--out", type=Path, default=Path("runs/held_out"))
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    learned = [f"{LEARNED}{name}" for name in arguments.weights]
+    evaluation = Evaluation(
+        list(HELD_OUT),
+        [*learned, *CONTENDERS],
+        arguments.out,
+        data=arguments.mnist,
+        jobs=arguments.jobs,
+    )
+    for table in tables(evaluation.run()):
+        Console(width=120, highlight=False).print(table)
+    shutil.copyfile(arguments.out / REPORT, RESULTS / "held_out.json")
