@@ -1,11 +1,19 @@
 """A look inside: how large the last step of each parameter was, and what was mended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, nan
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from scalegmn_opt.figures import new_figure
 from scalegmn_opt.optim.guard import Health
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LEGEND = 24  # more names than that are not written beside a figure
 
 
 @dataclass(frozen=True)
@@ -67,3 +75,51 @@ def explained(
         for name, update in updates.items()
     }
     return Explanation(health.steps, rows)
+
+
+def draw_steps(explanations: Sequence[Explanation]) -> "Figure":
+    """Step size and update/weight ratio of each parameter over time, from recorded steps.
+
+    Weights are lines, vectors (names that end in ``bias``) are dashed; colours run from the first
+    parameter to the last. Steps without a number above zero and steps of parameters without a
+    gradient are gaps.
+
+    Args:
+        explanations: what ``optimizer.explain()`` gave after some steps.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: there is none.
+    """
+    if not explanations:
+        raise ValueError("explanations: expected at least one, got none")
+    figure = new_figure(9.5, 4.4)
+    names = list(dict.fromkeys(name for each in explanations for name in each.parameters))
+    steps = [each.step for each in explanations]
+    panels = (
+        ("step_size", "step size, in units of the gauge"),
+        ("update_ratio", "norm of update / norm of weights"),
+    )
+    for ax, (what, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for place, name in enumerate(names):
+            rows = [each.parameters.get(name) for each in explanations]
+            found = [nan if row is None else getattr(row, what) for row in rows]
+            ax.plot(
+                steps,
+                [value if 0 < value < inf else nan for value in found],
+                color=_shade(place / max(1, len(names) - 1)),
+                linestyle="--" if name.endswith("bias") else "-",
+                linewidth=1.4,
+                label=name,
+            )
+        ax.set(xlabel="step", ylabel=label, yscale="log")
+        ax.grid(alpha=0.3)
+    if len(names) <= _LEGEND:
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def _shade(place: float) -> tuple[float, float, float, float]:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.9 * place)

@@ -37,7 +37,8 @@ class LearnedOptimizer(GraphOptimizer):
         maximize: climb instead of descend; a group may have its own.
         differentiable: let autograd run through :meth:`step`, from the new parameters and states to
             the old ones, the gradients and a tensor ``lr``, not to the rule's weights. As in torch,
-            parameters may then be no leaves, and are changed in place.
+            parameters may then be no leaves, and are changed in place. The factor by which
+            ``max_change`` scales a step counts as a constant.
         max_change: the largest change of a pre-activation by an aligned step, relative to its
             initial size; a larger step of a parameter is scaled down. None: no limit.
 
