@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -34,7 +35,10 @@ class Edit(ABC):
     def apply(
         self, params: Mapping[str, Tensor], spec: SirenSpec, strength: float
     ) -> dict[str, Tensor]:
-        """The edited networks; tensors that stay the same may be shared with `params`."""
+        """The edited networks; tensors that stay the same may be shared with `params`.
+
+        Hidden layers may come out wider than those of `spec`, see `widened`.
+        """
 
 
 class DirectedEdit(Edit):
@@ -45,6 +49,12 @@ class DirectedEdit(Edit):
     @abstractmethod
     def at_angle(self, angle: float) -> "DirectedEdit":
         """The same edit along another direction."""
+
+
+def widened(spec: SirenSpec, params: Mapping[str, Tensor]) -> SirenSpec:
+    """`spec` with the hidden widths that `params` have."""
+    widths = (params[f"layers.{i}.bias"].shape[1] for i in range(spec.last_layer))
+    return replace(spec, hidden=tuple(widths))
 
 
 def check_strength(name: str, strength: float) -> None:
