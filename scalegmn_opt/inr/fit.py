@@ -14,9 +14,9 @@ from .siren import SirenSpec, check_parameters, evaluate, initial_parameters, pi
 # stays in cache. Measured on one core with SIRENs 2-32-32-1 of 28x28 pixels: 24 per second in
 # chunks of 10, 21 in chunks of 4; chunks of 40 take a fifth longer than chunks of 10.
 _CHUNK_ELEMENTS = 2**18
-# Measured on MNIST, 100 steps at 1e-2 with cosine decay: 57 dB with these betas; 200 steps with
-# beta_2 = 0.999 at 5e-3 take twice the time.
-_BETAS = (0.9, 0.95)
+# Gradients of all pixels carry no noise, so that short memories pay. Measured on MNIST, 2-32-32-1
+# at 1e-2 with cosine decay: 43 dB after 40 steps and 67 after 100; with (0.9, 0.95) 33 and 58.
+_BETAS = (0.7, 0.8)
 
 
 @dataclass(frozen=True, eq=False)
