@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.backbone import ScaleGMN
-from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack
+from scalegmn_opt.graph import CONSTANT, WeightBlock, WeightFeatures, WeightGraph, pack
 from scalegmn_opt.heads import DeltaHead
 from scalegmn_opt.inr import SirenSpec, pixel_grid, siren_graph
 
@@ -65,12 +65,12 @@ class LearnedGaussNewton(nn.Module):
         with torch.no_grad():  # what the backbone reads is constant
             features, direction = self._features(params, spec, tangent, targets)
         corrections = self.head(self.backbone(features))
-        return {
-            name: value
-            + self.length * direction[name]
-            + _rms(direction[name]) * corrections[name][:, 0]
-            for name, value in params.items()
-        }
+        edited = {}
+        for name, value in params.items():
+            size = _mean_square(direction[name]).sqrt()
+            step = self.length * direction[name] + size * corrections[name][:, 0]
+            edited[name] = value + step
+        return edited
 
     def _features(
         self, params: Mapping[str, Tensor], spec: SirenSpec, tangent: Tangent, targets: Tensor
@@ -79,9 +79,9 @@ class LearnedGaussNewton(nn.Module):
         reached = tangent.stages(wanted, self.iterations)
         direction, stages = reached[-1], [split(reached[0]), split(reached[-1])]
         edges = _edges(graph, params, stages)
-        left = _size(wanted - tangent.change(direction))
-        sizes = torch.stack([_size(wanted), left], -1)  # (batch, 2)
-        turns = [_size(spec.w0 * moved, 1) for moved in tangent.movements(direction)[:-1]]
+        *hidden, change = tangent.movements(direction)
+        sizes = torch.stack([_size(wanted), _size(wanted - change)], -1)  # (batch, 2)
+        turns = [_size(spec.w0 * moved, 1) for moved in hidden]
         nodes = self._probe(graph, params, spec, direction)
         invariants = _invariants(graph, sizes, turns)
         return WeightFeatures(graph, nodes, edges, invariants), stages[-1]
@@ -96,18 +96,17 @@ class LearnedGaussNewton(nn.Module):
         """Activations and their movements at the probe points, (batch, nodes, 2 points)."""
         tangent = Tangent.of(params, spec, self.coords)
         moved = tangent.movements(direction)
+        inputs = [x[..., :-1] for x in tangent.inputs]
+        ones = torch.ones_like(inputs[0][..., :1])
         hidden = [slope * m for slope, m in zip(tangent.slopes, moved[:-1], strict=True)]
-        states = [*(x[..., :-1] for x in tangent.inputs), tangent.outputs]
-        changes = [torch.zeros_like(states[0]), *hidden, moved[-1]]
-        chain = ["constant", *_groups_in_order(graph)]
-        one = torch.ones_like(states[0][..., :1])
-        states, changes = [one, *states], [torch.zeros_like(one), *changes]
-        chain[0] = next(g.name for g in graph.groups if g.name not in chain)
-        found = {
+        states = [ones, *inputs, tangent.outputs]
+        changes = [0 * ones, 0 * inputs[0], *hidden, moved[-1]]
+        groups = [CONSTANT, *_groups_in_order(graph)]
+        nodes = {
             name: torch.cat([state, change], 1).mT
-            for name, state, change in zip(chain, states, changes, strict=True)
+            for name, state, change in zip(groups, states, changes, strict=True)
         }
-        return {name: (x, x[..., :0]) for name, x in found.items()}
+        return {name: (x, x[..., :0]) for name, x in nodes.items()}
 
 
 def _edges(
@@ -145,5 +144,9 @@ def _size(x: Tensor, axis: int | tuple[int, int] = (1, 2)) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square (batch, 1, ...) of each network's tensor; 1 where all is zero."""
-    mean = x.square().mean(tuple(range(1, x.ndim)), keepdim=True)
+    mean = _mean_square(x)
     return torch.where(mean > 0, mean, 1.0).sqrt()
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().mean(tuple(range(1, x.ndim)), keepdim=True)

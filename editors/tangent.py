@@ -111,7 +111,7 @@ class Tangent:
     def stages(self, wanted: Tensor, iterations: int) -> list[Matrices]:
         """What `solve` reaches after each iteration, at least one."""
         factors = self.factors()
-        delta = [torch.zeros_like(m) for m in self.pull(wanted)]
+        delta = [w.new_zeros(*w.shape[:2], w.shape[2] + 1) for w in self.weights]
         direction, residual, power = delta, wanted, wanted.new_zeros(len(wanted), 1, 1)
         stages = []
         for _ in range(iterations):

@@ -2,6 +2,7 @@
 
 from .classify import MLPClassification
 from .data import Dataset, digits, mnist
+from .patches import Patches, photographs
 from .quadratic import QuadraticTask
 from .suites import SUITES, DigitsMLPSuite, DigitsTinySuite, QuadraticSuite, resolve_suite
 
@@ -11,9 +12,11 @@ __all__ = [
     "DigitsMLPSuite",
     "DigitsTinySuite",
     "MLPClassification",
+    "Patches",
     "QuadraticSuite",
     "QuadraticTask",
     "digits",
     "mnist",
+    "photographs",
     "resolve_suite",
 ]
