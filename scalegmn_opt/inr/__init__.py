@@ -5,7 +5,7 @@ from .fit import FitResult, fit, psnr_from_mse, refine
 from .graph import siren_graph
 from .images import load_images, save_png
 from .public import load_state_dicts
-from .resume import fit_resumable
+from .resume import fit_resumable, partial_folder
 from .siren import (
     Siren,
     SirenSpec,
@@ -33,6 +33,7 @@ __all__ = [
     "joined",
     "load_images",
     "load_state_dicts",
+    "partial_folder",
     "pixel_grid",
     "psnr_from_mse",
     "refine",

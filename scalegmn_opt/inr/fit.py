@@ -16,6 +16,10 @@ from .siren import SirenSpec, check_parameters, evaluate, initial_parameters, pi
 # stays in cache. Measured on one core with SIRENs 2-32-32-1 of 28x28 pixels, CPU time of a step and
 # network: 0.43 ms in chunks of 10, 0.45 in chunks of 8, 0.57 in chunks of 32, 0.83 alone.
 _CHUNK_ELEMENTS = 2**18
+# A root mean squared error of 1/2 is far from an image. Measured on seven edits of MNIST (width 32)
+# and a photograph (width 64): after 10 and 50 steps about as good as the best of five rates
+# for each edit (at worst twice its error), where the rate of `fit` is up to 40 times worse.
+_FAR = 2.0
 _PIXELS = 2**14  # of a larger image, every step takes as many
 
 
@@ -104,7 +108,7 @@ def refine(
 
     Args:
         optimizer: its updates are multiplied by a cosine that falls from 1 to 0; if None, the Adam
-            of `fit`.
+            of `fit`, with smaller steps for a network that is near its image already.
 
     Raises:
         ValueError: also where `params` and `images` do not fit together.
@@ -114,6 +118,7 @@ def refine(
     count = check_parameters(params, spec)
     if count != images.shape[0]:
         raise ValueError(f"params must hold {images.shape[0]} networks (images), got {count}")
+    near = optimizer is None
     optimizer = adam_for(spec) if optimizer is None else optimizer
     batch, channels, height, width = images.shape
     coords = pixel_grid(height, width).to(images)
@@ -125,6 +130,8 @@ def refine(
             part = slice(start, start + size)
             some = {name: value[part].detach().to(images) for name, value in params.items()}
             chunk = _Chunk(some, spec, optimizer, coords=coords, targets=targets[part])
+            if near:
+                chunk.shorten_steps()
             results.append(chunk.descend(steps, target_psnr, bar))
     return _joined(results)
 
@@ -145,6 +152,11 @@ class _Chunk:
         self.spec, self.optimizer, self.coords = spec, optimizer, coords
         self.state = optimizer.init(params)
         self.indices = torch.arange(len(targets), device=targets.device)
+        self.lengths = targets.new_ones(len(targets))
+
+    def shorten_steps(self) -> None:
+        """Steps in proportion to the distance from the image, where that is small."""
+        self.lengths = (_FAR * self._errors().sqrt()).clamp(max=1)
 
     def descend(self, steps: int, target_psnr: float, bar: tqdm) -> FitResult:
         good = 10 ** (-target_psnr / 10)
@@ -196,6 +208,7 @@ class _Chunk:
     def _drop(self, which: Tensor) -> None:
         left = ~which
         self.indices, self.targets = self.indices[left], self.targets[left]
+        self.lengths = self.lengths[left]
         self.params = {name: value.detach()[left] for name, value in self.params.items()}
         self.state = {
             name: {key: value[left] for key, value in entry.items()}
@@ -206,8 +219,10 @@ class _Chunk:
         with torch.no_grad():
             params = {name: value.detach() for name, value in self.params.items()}
             updates, self.state = self.optimizer.step(params, grads, self.state)
+            lengths = share * self.lengths
             self.params = {
-                name: value.add(updates[name], alpha=share) for name, value in params.items()
+                name: value + lengths.reshape(-1, *[1] * (value.ndim - 1)) * updates[name]
+                for name, value in params.items()
             }
 
 
