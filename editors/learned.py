@@ -247,11 +247,6 @@ def learned_edits(
     return tuple(LearnedEdit(name, weights=weights, copies=copies) for name in MEANINGS)
 
 
-def dilation() -> LearnedEdit:
-    """3x3 grey dilation of 28x28 pictures of strokes."""
-    return LearnedEdit("dilate", weights="mnist-morphology")
-
-
 def _as_spec(spec: Mapping[str, Any] | SirenSpec | None) -> SirenSpec:
     if spec is None:
         return SirenSpec()
