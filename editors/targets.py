@@ -19,11 +19,6 @@ _CONTRAST_RADIUS = 3.0  # pixels: strokes and other small forms
 _HARMONIC_TOLERANCE = 1e-5  # of the intensities' range
 
 
-def change_intensity(images: Tensor, gain: float, offset: float) -> Tensor:
-    """`gain * images + offset`."""
-    return gain * images + offset
-
-
 def resample(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """Bilinear sample of every image at `matrix x + offset` for every pixel centre x.
 
