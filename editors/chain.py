@@ -1,45 +1,113 @@
 """Recipes of edits: which edits there are, and several of them in order."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from scalegmn_opt.inr import SirenSpec
-from scalegmn_opt.recipe import choice_message, one_of
+from scalegmn_opt.inr import SirenSpec, StackedOptimizer
+from scalegmn_opt.recipe import choice_message, load_recipe, one_of
 
-from .closed_form import Brightness, Contrast, Invert, Rotate, Shift, Zoom
-from .edit import DirectedEdit, Edit
-from .learned import dilation
+from .closed_form import (
+    CHANNELS,
+    Box,
+    Brightness,
+    Contrast,
+    Crop,
+    Flip,
+    Gain,
+    Invert,
+    Rotate,
+    Shear,
+    Shift,
+    Zoom,
+    check_box,
+)
+from .edit import Edit, Meaning, PixelEdit, widened
+from .learned import MEANINGS, learned_edits
+from .masks import Inpaint, load_mask
+from .refit import Refit
 
-# Every edit that a recipe may name; a learned one loads its weights when it is applied.
-EDITS: dict[str, Edit] = {
-    edit.name: edit
-    for edit in (Brightness(), Contrast(), Invert(), Shift(), Rotate(), Zoom(), dilation())
+_CLOSED_FORM: tuple[Edit, ...] = (
+    Brightness(),
+    Contrast(),
+    Invert(),
+    Gain(),
+    Shift(),
+    Rotate(),
+    Zoom(),
+    Shear(),
+    Flip(),
+    Crop(),
+)
+_ON_PIXELS: tuple[Meaning, ...] = (
+    *(PixelEdit(name, unit, target) for name, (target, unit) in MEANINGS.items()),
+    Inpaint(),
+)
+_LEARNED: tuple[Edit, ...] = learned_edits()  # they load their weights when they are needed
+# Every edit that a recipe may name, with the cheapest mechanism that there is for it.
+EDITS: dict[str, Meaning] = {
+    meaning.name: meaning for meaning in (*_CLOSED_FORM, *_ON_PIXELS, *_LEARNED)
 }
+REFIT = "refit"
+MECHANISMS = ("closed form", "learned", REFIT)
+_STEPS = 50  # of a refit
 
 
 class EditStep(BaseModel):
-    """One edit of a recipe, with its strength in the edit's own unit."""
+    """One edit of a recipe, with its strength in the edit's own unit.
+
+    `angle` (degrees counter-clockwise), `channel` (red, green or blue) and `box` (left, top, right,
+    bottom in fractions of the picture) are for edits that have them. `mask`, a box or the path of
+    a grey image, says where the edit is seen. Without `mechanism` the cheapest one is taken.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     edit: Annotated[str, one_of("edit", EDITS)]
     strength: float
-    angle: float | None = None  # degrees counter-clockwise, for edits along a direction only
+    angle: float | None = None
+    channel: Annotated[str, one_of("channel", CHANNELS)] | None = None
+    box: Box | None = None
+    mask: Box | str | None = None
+    mechanism: Annotated[str, one_of("mechanism", MECHANISMS)] | None = None
+    steps: int | None = Field(default=None, ge=1)
 
-    @field_validator("angle")
+    @field_validator("angle", "channel", "box")
     @classmethod
-    def _has_direction(cls, angle: float | None, info: ValidationInfo) -> float | None:
-        edit = info.data.get("edit")  # absent where it is unknown, which is reported already
-        if edit is not None and not isinstance(EDITS[edit], DirectedEdit):
-            directed = sorted(name for name in EDITS if isinstance(EDITS[name], DirectedEdit))
-            raise PydanticCustomError(
-                "no_direction", f"{edit} takes no angle; those that do: {', '.join(directed)}"
-            )
-        return angle
+    def _is_an_option(cls, value: Any, info: ValidationInfo) -> Any:
+        edit, option = info.data.get("edit"), str(info.field_name)
+        if value is None or edit is None:  # an unknown edit is reported already
+            return value
+        if option not in EDITS[edit].options:
+            able = sorted(name for name in EDITS if option in EDITS[name].options)
+            raise _mistake(f"{edit} takes no {option}; those that do: {', '.join(able)}")
+        return value
+
+    @field_validator("box", "mask")
+    @classmethod
+    def _is_a_box(cls, value: Box | str | None, info: ValidationInfo) -> Box | str | None:
+        if isinstance(value, tuple):
+            try:
+                check_box(str(info.field_name), value)
+            except ValueError as error:
+                raise _mistake(str(error)) from error
+        return value
+
+    @field_validator("steps")
+    @classmethod
+    def _is_a_refit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("mechanism") != "refit":
+            raise _mistake("steps are those of a refit; add mechanism: refit")
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """What is said about the edit itself."""
+        given = {"angle": self.angle, "channel": self.channel, "box": self.box}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class EditRecipe(BaseModel):
@@ -52,35 +120,86 @@ class EditRecipe(BaseModel):
     edits: list[EditStep] = Field(min_length=1)
 
 
-def apply_recipe(
+def _mistake(message: str) -> PydanticCustomError:
+    # Passed as context, because braces in the template would be read as fields.
+    return PydanticCustomError("edit_step", "{message}", {"message": message})
+
+
+def edit(
     params: Mapping[str, Tensor],
+    recipe: EditRecipe | str | Path,
+    *,
     spec: SirenSpec,
-    recipe: EditRecipe,
-    edits: Mapping[str, Edit],
-) -> dict[str, Tensor]:
-    """Apply the edits of a recipe in order, each looked up in `edits`; `params` are not modified.
+    image_size: tuple[int, int],
+    optimizer: StackedOptimizer | None = None,
+) -> tuple[dict[str, Tensor], SirenSpec]:
+    """Apply the edits of a recipe in order; `params` are not modified.
+
+    Args:
+        recipe: or the path of a file, or the name of a packaged one.
+        spec: of the networks.
+        image_size: `(height, width)` of their pictures, for edits that need pixels.
+        optimizer: of refits; the Adam of `inr.fit` if None.
+
+    Returns:
+        The edited networks, and their spec: hidden layers may have become wider.
 
     Raises:
-        ValueError: an edit that `edits` lacks, an angle for an edit without direction, or a
-            strength or network that an edit rejects.
+        FileNotFoundError, RecipeError: no such recipe, or a mistake in it.
+        ValueError: a strength, mask or network that an edit rejects.
     """
+    loaded = recipe if isinstance(recipe, EditRecipe) else load_recipe(recipe, EditRecipe)
     edited = dict(params)
-    for step in recipe.edits:
-        edited = resolve(step, edits).apply(edited, spec, step.strength)
-    return edited
+    for step in loaded.edits:
+        mechanism = resolve(step, EDITS, spec=spec, image_size=image_size, optimizer=optimizer)
+        edited = mechanism.apply(edited, spec, step.strength)
+        spec = widened(spec, edited)
+    return edited, spec
 
 
-def resolve(step: EditStep, edits: Mapping[str, Edit]) -> Edit:
-    """The edit of a step, along the step's direction if it has one.
+def resolve(
+    step: EditStep,
+    edits: Mapping[str, Meaning],
+    *,
+    spec: SirenSpec,
+    image_size: tuple[int, int],
+    optimizer: StackedOptimizer | None = None,
+    progress: bool = False,
+) -> Edit:
+    """The mechanism of a step: the cheapest that can edit such networks, or the one it names.
+
+    A closed form or a trained editor, if there is one for these networks and no mask; else a refit.
 
     Raises:
-        ValueError: an edit that `edits` lacks, or an angle for an edit without direction.
+        ValueError: an edit that `edits` lacks, a mechanism that it does not have, networks that the
+            mechanism is not made for, or a mask that does not fit the pictures.
+        FileNotFoundError: no such mask.
     """
     if step.edit not in edits:
         raise ValueError(choice_message("edit", step.edit, edits))
-    edit = edits[step.edit]
-    if step.angle is None:
-        return edit
-    if not isinstance(edit, DirectedEdit):
-        raise ValueError(f"angle must be left out for {step.edit}, got {step.angle}")
-    return edit.at_angle(step.angle)
+    meaning = edits[step.edit].with_options(step.options())
+    mask = None if step.mask is None else load_mask(step.mask, image_size)
+    if isinstance(meaning, Inpaint):
+        meaning, mask = meaning.of(mask), None
+    direct = meaning if isinstance(meaning, Edit) and mask is None else None
+    if step.mechanism in (None, REFIT) and not (step.mechanism is None and _can(direct, spec)):
+        steps = _STEPS if step.steps is None else step.steps
+        return Refit(meaning, image_size, steps, mask, optimizer, progress)
+    if direct is None or step.mechanism not in (None, direct.mechanism):
+        where = " with a mask" if mask is not None else ""
+        known = [REFIT] if direct is None else [direct.mechanism, REFIT]
+        raise ValueError(
+            f"mechanism of {step.edit}{where} must be one of {known}, got {step.mechanism!r}"
+        )
+    direct.check(spec)
+    return direct
+
+
+def _can(edit: Edit | None, spec: SirenSpec) -> bool:
+    if edit is None:
+        return False
+    try:
+        edit.check(spec)
+    except ValueError:
+        return False
+    return True

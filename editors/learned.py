@@ -1,39 +1,59 @@
 """Edits that a network learned: the weights of an INR in, the weights of the edited INR out."""
 
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.backbone import ScaleGMN
-from scalegmn_opt.graph import WeightBlock, WeightFeatures, WeightGraph, pack
-from scalegmn_opt.heads import DeltaHead
-from scalegmn_opt.inr import SirenSpec, check_parameters, pixel_grid, siren_graph
+from scalegmn_opt.inr import SirenSpec, check_parameters, pixel_grid
 from scalegmn_opt.pretrained import restore, save_weights
 
 from .edit import Edit, check_strength
-from .targets import dilate
+from .gauss_newton import LearnedGaussNewton
+from .picture import PictureOperator, one_hot
+from .tangent import Tangent, split, tangent_pair
+from .targets import blur, denoise, dilate, erode, local_contrast, sharpen
 
-_CHUNK = 256  # networks at once: about 200 MB of features without gradients
+_CHUNK = 32  # networks at once, so that a layer's activations at all pixels stay in cache
+_PAIR_ITERATIONS = 8  # of conjugate gradients
+
+Target = Callable[[Tensor, float], Tensor]
+# What learned edits mean on pixels, and what their strengths count.
+MEANINGS: dict[str, tuple[Target, str]] = {
+    "dilate": (dilate, "3x3 dilations"),
+    "erode": (erode, "3x3 erosions"),
+    "denoise": (denoise, "3x3 medians"),
+    "blur": (blur, "standard deviation in pixels"),
+    "sharpen": (sharpen, "relative change of the distance from a blur"),
+    "local_contrast": (
+        local_contrast,
+        "relative change of the distance from the surroundings' mean",
+    ),
+}
 
 
 class LearnedEditor(nn.Module):
-    """``θ' = θ + strength · s · rms(θ) · δ(θ, strength)``: a ScaleGMN ``δ``, a learned ``s``.
+    """A learned idea of the edited picture, and learned Gauss–Newton steps toward it.
 
-    The backbone reads each weight relative to its block's root mean square and, as features of the
-    neurons, their activations at a grid of probe coordinates. Permuting hidden neurons or flipping
-    their signs does the same to the result; a strength of 0 changes nothing. Networks of any width
-    and depth can be read.
+    The editor reads nothing but the weights: it renders them at its pixels, imagines the edited
+    picture (:class:`PictureOperator`), and changes the weights in a few rounds of
+    :class:`LearnedGaussNewton`. Permuting hidden neurons or flipping their signs does the same to
+    the result; a strength of 0 changes nothing.
 
     Args:
-        probes: points along each side of the probe grid.
-        node_channels, edge_channels, hidden_channels, num_layers: size of the backbone.
+        edits: names of the edits, each with the largest strength it is trained for.
+        size: pixels along each side of the pictures.
+        spec: the networks it is trained for.
+        rounds: Gauss–Newton steps.
+        picture_channels: width of the picture operator.
+        iterations, probes, node_channels, edge_channels, hidden_channels, num_layers: of a step.
 
     Shapes:
-        params name -> (batch, *shape), strength (batch,) -> params
+        params name -> (batch, *shape), strengths (batch, edits) -> params
 
     References:
         Kalogeropoulos et al., arXiv 2406.10685 (INR editing); probe features: Kofinas et al.,
@@ -44,25 +64,40 @@ class LearnedEditor(nn.Module):
     def __init__(
         self,
         *,
-        probes: int = 14,
-        node_channels: int = 32,
-        edge_channels: int = 16,
-        hidden_channels: int = 64,
-        num_layers: int = 4,
+        edits: Mapping[str, float],
+        size: int = 28,
+        spec: Mapping[str, Any] | SirenSpec | None = None,
+        rounds: int = 2,
+        picture_channels: int = 16,
+        iterations: int = 2,
+        probes: int = 5,
+        node_channels: int = 16,
+        edge_channels: int = 8,
+        hidden_channels: int = 32,
+        num_layers: int = 1,
     ) -> None:
         super().__init__()
-        sizes = {
+        step = {
+            "iterations": iterations,
+            "probes": probes,
             "node_channels": node_channels,
             "edge_channels": edge_channels,
             "hidden_channels": hidden_channels,
             "num_layers": num_layers,
         }
-        self.config: dict[str, Any] = {"probes": probes, **sizes}
-        self.backbone = ScaleGMN(
-            edge_features=(1, 0), node_features=(probes**2, 0), invariant_features=1, **sizes
-        )
-        self.head = DeltaHead(edge_channels)
-        self.register_buffer("coords", pixel_grid(probes, probes).float(), persistent=False)
+        self.spec = _as_spec(spec)
+        self.edits, self.size, self.rounds = dict(edits), size, rounds
+        self.config: dict[str, Any] = {
+            "edits": self.edits,
+            "size": size,
+            "spec": _as_mapping(self.spec),
+            "rounds": rounds,
+            "picture_channels": picture_channels,
+            **step,
+        }
+        self.picture = PictureOperator(len(self.edits), channels=picture_channels)
+        self.step = LearnedGaussNewton(**step)
+        self.register_buffer("coords", pixel_grid(size, size).float(), persistent=False)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
@@ -74,101 +109,115 @@ class LearnedEditor(nn.Module):
         save_weights(path, self, kind="editor", config=self.config)
 
     def forward(
-        self, params: Mapping[str, Tensor], spec: SirenSpec, strength: Tensor
+        self,
+        params: Mapping[str, Tensor],
+        spec: SirenSpec,
+        strengths: Tensor,
+        *,
+        copies: int = 1,
     ) -> dict[str, Tensor]:
-        check_parameters(params, spec)
-        graph = siren_graph(spec)
-        features = self._features(graph, params, spec, strength)
-        deltas = self.head(self.backbone(features))
-        edited = {}
-        for name, value in params.items():
-            shape = (-1, *[1] * (value.ndim - 1))
-            step = strength.reshape(shape) * _rms(value)
-            edited[name] = value + step * deltas[name][:, 0]
-        return edited
+        """Networks of the same shapes or, for two copies, of doubled hidden width.
 
-    def _features(
-        self, graph: WeightGraph, params: Mapping[str, Tensor], spec: SirenSpec, strength: Tensor
-    ) -> WeightFeatures:
-        edges = {}
-        for name, edge in pack(graph, {n: p / _rms(p) for n, p in params.items()}).items():
-            edges[name] = (edge.unsqueeze(1), edge.new_zeros(len(edge), 0, *edge.shape[1:]))
-        nodes = {name: (x, x[..., :0]) for name, x in self._probe(graph, params, spec).items()}
-        given = strength.reshape(-1, 1, 1)
-        return WeightFeatures(graph, nodes, edges, {g.name: given for g in graph.groups})
+        Two copies follow their tangent exactly: one long solve replaces the rounds.
+        """
+        tangent = Tangent.of(params, spec, self.coords)
+        targets = self._imagine(tangent, strengths)
+        if copies == 1:
+            *_, edited = self.approach(params, spec, targets, rounds=self.rounds, start=tangent)
+            return edited
+        delta = tangent.solve(targets - tangent.outputs, _PAIR_ITERATIONS)
+        return tangent_pair(params, split(delta))
 
-    def _probe(
-        self, graph: WeightGraph, params: Mapping[str, Tensor], spec: SirenSpec
-    ) -> dict[str, Tensor]:
-        """Activations (batch, nodes, points) at the probe coordinates, by group."""
-        first = params["layers.0.weight"]
-        ones = first.new_ones(len(first), 1, len(self.coords))
-        activations = {group.name: ones for group in graph.groups}
-        x = self.coords.to(first).T.expand(len(first), -1, -1)
-        for block in _weights_in_order(graph):
-            activations[block.source] = x
-            name = block.parameter.removesuffix("weight") + "bias"
-            z = torch.baddbmm(params[name].unsqueeze(2), params[block.parameter], x)
-            activation = graph.group[block.target].activation
-            x = z if activation is None else activation(z)
-            activations[block.target] = x
-        return activations
+    def imagine(self, params: Mapping[str, Tensor], spec: SirenSpec, strengths: Tensor) -> Tensor:
+        """The edited pictures, (batch, points, out_features), as the editor guesses them."""
+        return self._imagine(Tangent.of(params, spec, self.coords), strengths)
 
+    def _imagine(self, tangent: Tangent, strengths: Tensor) -> Tensor:
+        pictures = tangent.outputs.mT.unflatten(2, (self.size, self.size))
+        return tangent.outputs + self.picture(pictures, strengths).flatten(2).mT
 
-def _weights_in_order(graph: WeightGraph) -> list[WeightBlock]:
-    return [block for block in graph.blocks if not block.is_vector]
+    def approach(
+        self,
+        params: Mapping[str, Tensor],
+        spec: SirenSpec,
+        targets: Tensor,
+        *,
+        rounds: int,
+        start: Tangent | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """The networks after each step toward targets (batch, points, out_features).
 
-
-def _rms(x: Tensor) -> Tensor:
-    """Root mean square (batch, 1, ...) of each network's tensor; 1 where all is zero."""
-    mean = x.square().mean(tuple(range(1, x.ndim)), keepdim=True)
-    return torch.where(mean > 0, mean, 1.0).sqrt()
+        Steps are differentiated each by itself: what one begins with is constant. `start` is the
+        tangent at `params`, if it is known already.
+        """
+        for _ in range(rounds):
+            params = {name: value.detach() for name, value in params.items()}
+            tangent = start or Tangent.of(params, spec, self.coords)
+            params, start = self.step(params, spec, tangent, targets), None
+            yield params
 
 
 class LearnedEdit(Edit):
-    """An edit by a :class:`LearnedEditor`, whose weights are loaded when it is first applied.
+    """An edit by a :class:`LearnedEditor`, whose weights are loaded when they are first needed.
 
     Args:
-        name: what recipes call it.
-        unit: what the strength counts; the editor is trained for strengths from 0 to 1.
+        name: what recipes call it; one of the editor's edits.
         weights: name of packaged weights, or a file's path.
-        target: the edited images of images (batch, channels, height, width) and a strength.
+        copies: 1 keeps the architecture; 2 doubles the hidden width and comes much closer.
+
+    Raises:
+        ValueError: an unknown name, or another number of copies.
     """
 
     mechanism = "learned"
 
-    def __init__(
-        self,
-        name: str,
-        unit: str,
-        *,
-        weights: str | os.PathLike[str],
-        target: Callable[[Tensor, float], Tensor],
-    ) -> None:
-        self.name, self.unit = name, unit
-        self._weights, self._target = weights, target
+    def __init__(self, name: str, *, weights: str | os.PathLike[str], copies: int = 1) -> None:
+        if name not in MEANINGS:
+            raise ValueError(f"name must be one of {sorted(MEANINGS)}, got {name!r}")
+        if copies not in (1, 2):
+            raise ValueError(f"copies must be 1 or 2, got {copies}")
+        self.name, self.copies, self._weights = name, copies, weights
+        self._target, self.unit = MEANINGS[name]
 
     @cached_property
     def editor(self) -> LearnedEditor:
-        """The trained network."""
-        return LearnedEditor.from_pretrained(self._weights)
+        """The trained network.
+
+        Raises:
+            ValueError: weights of an editor that has not learned this edit.
+        """
+        editor = LearnedEditor.from_pretrained(self._weights)
+        if self.name not in editor.edits:
+            raise ValueError(
+                f"weights must be of an editor that learned {self.name}, "
+                f"got one of {sorted(editor.edits)}"
+            )
+        return editor
 
     def target(self, images: Tensor, strength: float) -> Tensor:
         return self._target(images, strength)
 
-    def apply(
-        self, params: Mapping[str, Tensor], spec: SirenSpec, strength: float
-    ) -> dict[str, Tensor]:
+    def check(self, spec: SirenSpec) -> None:
         """As in :class:`Edit`.
 
         Raises:
-            ValueError: for a strength outside [0, 1], for which the editor was not trained.
+            ValueError: networks that the editor was not trained for.
         """
-        check_strength(self.name, strength)
-        if not 0 <= strength <= 1:
+        if spec != self.editor.spec:
             raise ValueError(
-                f"strength of {self.name}: expected a number in [0, 1], got {strength}"
+                f"spec must be that of the editor for {self.name}, {self.editor.spec}, got {spec}"
             )
+
+    def apply(
+        self, params: Mapping[str, Tensor], spec: SirenSpec, strength: float
+    ) -> dict[str, Tensor]:
+        """As in :class:`Edit`; warns of a strength beyond those of training.
+
+        Raises:
+            ValueError: for a negative strength, or networks that the editor was not trained for.
+        """
+        self._check_strength(strength)
+        self.check(spec)
         count = check_parameters(params, spec)
         first = next(iter(params.values()))
         editor = self.editor.to(first)
@@ -176,12 +225,40 @@ class LearnedEdit(Edit):
         with torch.no_grad():
             for start in range(0, count, _CHUNK):
                 some = {name: value[start : start + _CHUNK] for name, value in params.items()}
-                batch = len(next(iter(some.values())))
-                pieces.append(editor(some, spec, first.new_full((batch,), strength)))
+                given = first.new_full((len(next(iter(some.values()))),), strength)
+                strengths = one_hot(list(editor.edits), self.name, given)
+                pieces.append(editor(some, spec, strengths, copies=self.copies))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in params}
 
+    def _check_strength(self, strength: float) -> None:
+        check_strength(self.name, strength)
+        if strength < 0:
+            raise ValueError(f"strength of {self.name} must not be negative, got {strength}")
+        largest = self.editor.edits[self.name]
+        if strength > largest:
+            message = f"strength of {self.name}: trained up to {largest:g}, got {strength:g}"
+            warnings.warn(message, stacklevel=3)
 
-def dilation(weights: str | os.PathLike[str] = "dilate-small") -> LearnedEdit:
-    """3x3 grey dilation of 28x28 pictures of strokes: bright lines become a pixel wider."""
-    unit = "share of the dilated picture, 0 to 1"
-    return LearnedEdit("dilate", unit, weights=weights, target=dilate)
+
+def learned_edits(
+    weights: str | os.PathLike[str] = "mnist-morphology", *, copies: int = 1
+) -> tuple[LearnedEdit, ...]:
+    """Every learned edit, by the packaged editor of 28x28 pictures of strokes or another one."""
+    return tuple(LearnedEdit(name, weights=weights, copies=copies) for name in MEANINGS)
+
+
+def _as_spec(spec: Mapping[str, Any] | SirenSpec | None) -> SirenSpec:
+    if spec is None:
+        return SirenSpec()
+    if isinstance(spec, SirenSpec):
+        return spec
+    return SirenSpec(**{**spec, "hidden": tuple(spec["hidden"])})
+
+
+def _as_mapping(spec: SirenSpec) -> dict[str, Any]:
+    return {
+        "in_features": spec.in_features,
+        "hidden": list(spec.hidden),
+        "out_features": spec.out_features,
+        "w0": spec.w0,
+    }

@@ -4,22 +4,27 @@ import os
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scalegmn_opt.inr import INRStore, SirenSpec, evaluate, pixel_grid
+from scalegmn_opt.inr import INRStore, evaluate
 from scalegmn_opt.meta.recipe import TrainerOptions
-from scalegmn_opt.recipe import one_of
+from scalegmn_opt.recipe import choice_message
 
-from .edit import Edit
-from .learned import LearnedEditor, dilation
+from .learned import MEANINGS, LearnedEditor
+from .picture import one_hot
 
-TRAINABLE: dict[str, Edit] = {edit.name: edit for edit in (dilation(),)}
+_FLOOR = 1e-4  # squared errors below it hardly count: 40 dB
+_EXTRA_ROUNDS = 1  # trained for, beyond those that the editor takes
+_EVERY = 8  # one network of so many takes the rounds, which cost more than imagining pictures
+_SHARE = 0.25  # of the batches that take rounds at all
+Params = dict[str, Tensor]
 
 
 class EditingWorker:
-    """Draws networks and strengths; a virtual worker of :class:`EditingObjective`."""
+    """Draws networks, edits and strengths; a virtual worker of :class:`EditingObjective`."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -34,57 +39,102 @@ class EditingWorker:
 
 
 class EditingObjective(nn.Module):
-    """Mean squared error between the renders of edited networks and the edited images.
+    """How far the imagined pictures are from the edited images, and the renders of every round.
 
-    Half of the strengths are 1, the others uniform in [0, 1].
+    The loss is the mean of ``log(MSE + 1e-4)``, so that edits that change much and edits that
+    change little count alike. Some networks of some batches take the rounds, toward the true edited
+    images. Every batch has each edit, at a strength uniform between 0 and the largest. :meth:`save`
+    writes an exponential moving average of the weights.
 
     Args:
         editor: the editor to train.
-        edit: the image-space meaning; its ``target`` must be linear in the strength.
         store: fitted networks.
-        images: what they were fitted to, (networks, channels, height, width).
-        batch_size: networks in one loss.
+        images: what they were fitted to, (networks, channels, size, size).
+        batch_size: networks in one loss, about as many for every edit.
+        decay: of the moving average, per step.
 
     Raises:
-        ValueError: if ``images`` and ``store`` differ in length.
+        ValueError: if ``images`` and ``store`` differ in length, images and editor in size, or
+            there are fewer networks in a batch than edits.
     """
 
     def __init__(
         self,
         editor: LearnedEditor,
-        edit: Edit,
         *,
         store: INRStore,
         images: Tensor,
         batch_size: int = 64,
+        decay: float = 0.99,
     ) -> None:
         super().__init__()
         if len(images) != len(store):
             raise ValueError(
                 f"images: expected {len(store)}, one for each network, got {len(images)}"
             )
+        if images.shape[2:] != (editor.size, editor.size):
+            raise ValueError(
+                f"images: expected {editor.size} pixels a side, got {tuple(images.shape[2:])}"
+            )
+        if batch_size < len(editor.edits):
+            raise ValueError(
+                f"batch_size: expected at least {len(editor.edits)}, one for each edit, "
+                f"got {batch_size}"
+            )
         self.editor, self.batch_size = editor, batch_size
-        self._store, self._images, self._edited = store, images, edit.target(images, 1.0)
-        self._coords = pixel_grid(*images.shape[2:]).to(images)
+        self.average = AveragedModel(editor, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average.requires_grad_(False)
+        self._store, self._images = store, images
 
     def new_worker(self, seed: int) -> EditingWorker:
         return EditingWorker(seed)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        self.editor.save_pretrained(path)
+        self.average.module.save_pretrained(path)
 
     def forward(self, worker: EditingWorker) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.randint(len(self._images), (self.batch_size,), generator=worker.generator)
-        strength = torch.rand(self.batch_size, generator=worker.generator)
-        strength[: self.batch_size // 2] = 1.0
-        strength = strength.to(self._images)
+        self.average.update_parameters(self.editor)
+        params, strengths, targets = self._draw(worker.generator)
+        spec = self._store.spec
+        loss = _log_error(self.editor.imagine(params, spec, strengths), targets)
+        logs = {"imagined": loss.item()}
+        if torch.rand((), generator=worker.generator) < _SHARE:
+            params = {name: value[::_EVERY] for name, value in params.items()}
+            loss = loss + self._round_errors(params, targets[::_EVERY])
+        return loss, logs
+
+    def _round_errors(self, params: Params, targets: Tensor) -> Tensor:
+        """The sum over rounds; each is one step, and what it begins with is constant."""
+        spec, rounds = self._store.spec, self.editor.rounds + _EXTRA_ROUNDS
+        return sum(
+            _log_error(evaluate(edited, spec, self.editor.coords), targets)
+            for edited in self.editor.approach(params, spec, targets, rounds=rounds)
+        )
+
+    def _draw(self, generator: torch.Generator) -> tuple[Params, Tensor, Tensor]:
+        """Networks, their strengths (batch, edits) and edited images (batch, points, channels)."""
+        names = list(self.editor.edits)
+        chosen = torch.randint(len(self._images), (self.batch_size,), generator=generator)
         params = {name: value[chosen] for name, value in self._store.params.items()}
-        share = strength[:, None, None, None]
-        target = (1 - share) * self._images[chosen] + share * self._edited[chosen]
-        spec: SirenSpec = self._store.spec
-        render = evaluate(self.editor(params, spec, strength), spec, self._coords)
-        loss = (render - target.flatten(2).mT).square().mean()
-        return loss, {}
+        strengths, targets = [], []
+        for name, some in zip(names, chosen.tensor_split(len(names)), strict=True):
+            strength = self.editor.edits[name] * torch.rand((), generator=generator).item()
+            strengths.append(one_hot(names, name, torch.full((len(some),), strength)))
+            targets.append(MEANINGS[name][0](self._images[some], strength))
+        return params, torch.cat(strengths).to(self._images), torch.cat(targets).flatten(2).mT
+
+
+def _log_error(pictures: Tensor, targets: Tensor) -> Tensor:
+    return ((pictures - targets).square().mean((1, 2)) + _FLOOR).log().mean()
+
+
+def _known(edits: dict[str, float]) -> dict[str, float]:
+    for name, largest in edits.items():
+        if name not in MEANINGS:
+            raise ValueError(choice_message("edit", name, MEANINGS))
+        if not largest > 0:
+            raise ValueError(f"largest strength of {name} must be positive, got {largest}")
+    return edits
 
 
 class EditorSize(BaseModel):
@@ -92,11 +142,14 @@ class EditorSize(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    probes: int = Field(default=14, ge=1)
-    node_channels: int = Field(default=32, ge=1)
-    edge_channels: int = Field(default=16, ge=1)
-    hidden_channels: int = Field(default=64, ge=1)
-    num_layers: int = Field(default=4, ge=1)
+    rounds: int = Field(default=2, ge=1)
+    picture_channels: int = Field(default=16, ge=1)
+    iterations: int = Field(default=2, ge=1)
+    probes: int = Field(default=5, ge=1)
+    node_channels: int = Field(default=16, ge=1)
+    edge_channels: int = Field(default=8, ge=1)
+    hidden_channels: int = Field(default=32, ge=1)
+    num_layers: int = Field(default=1, ge=1)
 
 
 class EditorRecipe(BaseModel):
@@ -107,24 +160,45 @@ class EditorRecipe(BaseModel):
     kind: Literal["editor"]
     name: str
     description: str = ""
-    edit: Annotated[str, one_of("edit", TRAINABLE)]
+    # Largest strength by edit.
+    edits: Annotated[dict[str, float], Field(min_length=1), AfterValidator(_known)]
     images: list[str] = Field(min_length=1)  # "digits", or image files of the data folder
     count: int = Field(ge=2)  # images of each source, from its beginning
     size: int = Field(default=28, ge=2)  # pixels along each side
     editor: EditorSize = EditorSize()
+    start: str | None = None  # name or file of weights to go on from, of the same size and edits
     batch_size: int = Field(default=64, ge=2)
     trainer: TrainerOptions
     seed: int = 0
 
     def objective(self, store: INRStore, images: Tensor) -> EditingObjective:
-        """The objective to train; the editor's initial weights depend on ``seed`` alone."""
+        """The objective to train; the editor's initial weights are ``start``, or of the ``seed``.
+
+        Raises:
+            FileNotFoundError: no such weights to start from.
+            ValueError: weights of an editor for other edits, or of another size.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            editor = LearnedEditor(**self.editor.model_dump())
-        edit = TRAINABLE[self.edit]
-        return EditingObjective(
-            editor, edit, store=store, images=images, batch_size=self.batch_size
+            editor = LearnedEditor(
+                edits=self.edits, size=self.size, spec=store.spec, **self.editor.model_dump()
+            )
+        if self.start is not None:
+            self._continue(editor, LearnedEditor.from_pretrained(self.start))
+        return EditingObjective(editor, store=store, images=images, batch_size=self.batch_size)
+
+    def _continue(self, editor: LearnedEditor, start: LearnedEditor) -> None:
+        wanted, found = (
+            {**made.config, "edits": list(made.edits), "spec": None, "size": None}
+            for made in (editor, start)  # no weight has a shape that depends on spec or size
         )
+        different = [name for name in wanted if wanted[name] != found[name]]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"start: expected {name} {wanted[name]}, got {found[name]} in {self.start}"
+            )
+        editor.load_state_dict(start.state_dict())
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The command line: `scalegmn-opt demo | meta-train | evaluate | fit | edit | info`."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel
-from torch import Generator, Tensor, set_num_threads
+from torch import Tensor, set_num_threads
 
 from scalegmn_opt.recipe import load_recipe, one_of
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from scalegmn_opt.graph import WeightGraph
-    from scalegmn_opt.inr import INRStore
+    from scalegmn_opt.inr import INRStore, SirenSpec
     from scalegmn_opt.meta import MetaTrainer
 
 app = typer.Typer(
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 KINDS = ("rule", "editor")
+_SMALL, _MIDDLE = 32**2, 128**2  # pixels
+_SAME_PSNR = 0.01  # dB
 
 
 class _AnyTraining(BaseModel):
@@ -176,48 +179,87 @@ def evaluate(
     typer.echo(f"all numbers: {out / REPORT}")
 
 
+HIDDEN = typer.Option(help="Widths of the hidden layers; by the images' size if not given.")
+STEPS = typer.Option(help="Adam steps per image at most; 100 up to 32x32 pixels, else 300.")
+TARGET = typer.Option(help="PSNR in dB at which a network is done.")
+W0 = typer.Option(help="Frequency of the sines.")
+
+
 @app.command()
 def fit(
     images: Annotated[list[Path], typer.Argument(help="png, jpg, npy or npz of one size.")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Store, a .safetensors file.")],
-    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers.")] = "32,32",
-    w0: Annotated[float, typer.Option(help="Frequency of the sines.")] = 30.0,
-    steps: Annotated[int, typer.Option(help="Adam steps per image.")] = 100,
+    hidden: Annotated[str | None, HIDDEN] = None,
+    w0: Annotated[float, W0] = 30.0,
+    steps: Annotated[int | None, STEPS] = None,
+    target_psnr: Annotated[float, TARGET] = math.inf,
     seed: Annotated[int, typer.Option(help="Of the initialisations.")] = 0,
 ) -> None:
-    """Fit a SIREN to every image and store them all in one file."""
-    from scalegmn_opt.inr import SirenSpec, fit_store, load_images
+    """Fit a SIREN to every image and store them all; an interrupted run goes on when repeated."""
+    from scalegmn_opt.inr import load_images
 
-    if not output.parent.is_dir():  # known before, not after minutes of fitting
+    if not output.absolute().parent.is_dir():  # known before, not after minutes of fitting
         raise FileNotFoundError(f"--output must lie in an existing folder, got {output}")
     pixels, names = load_images(images)
-    spec = SirenSpec(hidden=_widths(hidden), out_features=pixels.shape[1], w0=w0)
-    store = fit_store(pixels, names, spec, generator=Generator().manual_seed(seed), steps=steps)
-    store.save(output)
+    options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
+    store = _fitted(pixels, names, output, seed=seed, **options)
     typer.echo(f"{output}: {_quality(store)}")
 
 
 @app.command()
 def edit(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, or a store.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="An image, a store, or a folder of state_dict files of SIRENs."
+        ),
+    ],
     *,
     recipe: Annotated[str, typer.Option(help="File, or name of a packaged recipe.")],
     out: Annotated[Path, typer.Option(help="Folder for networks, pictures and report.")],
     scale: Annotated[int, typer.Option(min=1, help="Resolution of the larger pictures.")] = 4,
-    compare: Annotated[bool, typer.Option(help="Draw comparison.png.")] = True,
+    compare: Annotated[
+        bool, typer.Option(help="Draw comparison.png, and refit in place of every edit.")
+    ] = True,
+    hidden: Annotated[str | None, HIDDEN] = None,
+    w0: Annotated[float, W0] = 30.0,
+    steps: Annotated[int | None, STEPS] = None,
+    target_psnr: Annotated[float, TARGET] = math.inf,
 ) -> None:
     """Edit images through the weights of the networks that hold them, and measure the result."""
-    from scalegmn_opt.editors import EDITS, EditRecipe, measure, write_report
+    from scalegmn_opt.editors import (
+        EDITS,
+        EditRecipe,
+        check_recipe,
+        check_writable,
+        measure,
+        write_report,
+    )
+    from scalegmn_opt.inr import INRStore, load_images, load_state_dicts
 
-    loaded = load_recipe(recipe, EditRecipe)
-    store, images = _networks(source)
-    report = measure(store, loaded, EDITS, images=images)
-    write_report(report, out, source=str(source), scale=scale, compare=compare)
+    loaded, images = load_recipe(recipe, EditRecipe), None
+    if source.is_dir():
+        store = load_state_dicts(source, w0=w0)
+    elif source.suffix == ".safetensors":
+        store = INRStore.load(source)
+    else:
+        images, names = load_images([source])
+        spec, size = _spec(images, hidden, w0), (images.shape[2], images.shape[3])
+        check_recipe(loaded, EDITS, spec=spec, image_size=size)  # before minutes of fitting
+        check_writable(out)
+        options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
+        store = _fitted_before(images, names, out / "fitted.safetensors", **options)
+        typer.echo(f"{source}: {_quality(store)}")
+    check_writable(out)
+    report = measure(
+        store, loaded, EDITS, images=images, scale=scale, curve=compare, progress=True
+    )
+    write_report(report, out, source=str(source), compare=compare)
     typer.echo(
         f"{out}: {loaded.name}: MSE {report.total.mse:.3g} to the target, "
         f"{report.total.mse_do_nothing:.3g} without the edit, "
-        f"{report.total.cpu_ms_per_inr:.3g} ms for each of {len(store)}"
+        f"{report.cpu_ms_per_inr:.3g} ms for each of {len(store)}"
     )
 
 
@@ -292,17 +334,62 @@ def _train(trainer: "MetaTrainer", *, resume: bool) -> None:
         typer.echo(f"meta-loss: {out / 'meta.png'}")
 
 
-def _networks(source: Path) -> tuple["INRStore", Tensor | None]:
-    """The networks of a store; or networks fitted to the images of a file, and these images."""
-    from scalegmn_opt.inr import INRStore, SirenSpec, fit_store, load_images
+def _fitted(
+    images: Tensor,
+    names: tuple[str, ...],
+    path: Path,
+    *,
+    hidden: str | None,
+    w0: float,
+    steps: int | None,
+    target_psnr: float,
+    seed: int = 0,
+) -> "INRStore":
+    """Networks fitted to the images and saved at `path`."""
+    from scalegmn_opt.inr import fit_resumable, partial_folder
 
-    if source.suffix == ".safetensors":
-        return INRStore.load(source), None
-    images, names = load_images([source])
-    spec = SirenSpec(out_features=images.shape[1])
-    store = fit_store(images, names, spec, generator=Generator().manual_seed(0))
-    typer.echo(f"{source}: {_quality(store)}")
-    return store, images
+    spec = _spec(images, hidden, w0)
+    steps = (100 if images[0, 0].numel() <= _SMALL else 300) if steps is None else steps
+    options = {"seed": seed, "steps": steps, "target_psnr": target_psnr}
+    try:
+        return fit_resumable(images, names, spec, path, **options)
+    except KeyboardInterrupt:
+        kept = f"finished networks are in {partial_folder(path)}; the same command goes on"
+        typer.echo(f"interrupted: {kept}", err=True)
+        raise SystemExit(130) from None
+
+
+def _fitted_before(
+    images: Tensor,
+    names: tuple[str, ...],
+    path: Path,
+    *,
+    hidden: str | None,
+    w0: float,
+    steps: int | None,
+    target_psnr: float,
+) -> "INRStore":
+    """Networks fitted to the images: those at `path`, if they are as good as they say there."""
+    from scalegmn_opt.editors import psnr
+    from scalegmn_opt.inr import INRStore, render
+
+    if path.is_file():
+        store, spec = INRStore.load(path), _spec(images, hidden, w0)
+        if (store.spec, store.names, store.image_size) == (spec, names, tuple(images.shape[2:])):
+            found = psnr(render(store.params, spec, *store.image_size), images)
+            if (found - store.psnr).abs().max() < _SAME_PSNR:
+                return store
+    options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
+    return _fitted(images, names, path, **options)
+
+
+def _spec(images: Tensor, hidden: str | None, w0: float) -> "SirenSpec":
+    from scalegmn_opt.inr import SirenSpec
+
+    pixels = images[0, 0].numel()
+    widths = (32, 32) if pixels <= _SMALL else (64,) * 3 if pixels <= _MIDDLE else (128,) * 3
+    chosen = widths if hidden is None else _widths(hidden)
+    return SirenSpec(hidden=chosen, out_features=images.shape[1], w0=w0)
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from scalegmn_opt.editors import EDITS, EditRecipe, EditReport, measure, mse
+from scalegmn_opt.editors import EDITS, EditRecipe, EditReport, measure
 from scalegmn_opt.editors.pictures import draw_comparison
-from scalegmn_opt.editors.report import comparison_title
 from scalegmn_opt.editors.training import resize
 from scalegmn_opt.figures import BLUE, GREY, ORANGE, draw_losses, new_figure
 from scalegmn_opt.inr import SirenSpec, fit_store
@@ -201,11 +200,9 @@ def _optimizer_part() -> tuple["Figure", dict[str, Any]]:
 
 
 def _edit_part() -> tuple["Figure", dict[str, Any]]:
-    report, images = edit_digits()
-    figure = draw_comparison(
-        report.input, report.edited, report.target, title=comparison_title(report)
-    )
-    return figure, {**report.as_dict(), "mse_of_the_fit": mse(report.input, images).mean().item()}
+    report, _ = edit_digits()
+    figure = draw_comparison(report)
+    return figure, {**report.as_dict(), "mse_of_the_fit": report.mse_of_input}
 
 
 def _meta_part() -> tuple["Figure", dict[str, Any]]:

@@ -6,7 +6,7 @@ from torch import Generator, Tensor, cat
 
 from scalegmn_opt.editors.training import EditorRecipe, resize
 from scalegmn_opt.inr import INRStore, SirenSpec, fit_store, load_images
-from scalegmn_opt.tasks import digits
+from scalegmn_opt.tasks import digits, photographs
 
 
 def training_images(recipe: EditorRecipe, data: Path | None) -> tuple[Tensor, tuple[str, ...]]:
@@ -17,6 +17,9 @@ def training_images(recipe: EditorRecipe, data: Path | None) -> tuple[Tensor, tu
         if source == "digits":
             found = digits().train_inputs.reshape(-1, 1, 8, 8)
             labels = tuple(f"digits[{i}]" for i in range(len(found)))
+        elif source == "photographs":
+            found = photographs(recipe.size).train
+            labels = tuple(f"patches[{i}]" for i in range(len(found)))
         else:
             found, labels = load_images([_data_file(source, data)])
         images.append(resize(found[: recipe.count], recipe.size))

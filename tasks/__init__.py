@@ -4,6 +4,7 @@ from .classify import MLPClassification
 from .data import Dataset, digits, mnist
 from .families import Family, SuiteRecipe
 from .held_out import HELD_OUT, HeldOut, held_out_task
+from .patches import Patches, photographs
 from .quadratic import QuadraticTask
 from .sampling import FamilySuite
 from .suites import (
@@ -27,6 +28,7 @@ __all__ = [
     "HeldOut",
     "Initialisation",
     "MLPClassification",
+    "Patches",
     "QuadraticSuite",
     "QuadraticTask",
     "SuiteRecipe",
@@ -35,5 +37,6 @@ __all__ = [
     "family_suite",
     "held_out_task",
     "mnist",
+    "photographs",
     "resolve_suite",
 ]

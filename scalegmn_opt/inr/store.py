@@ -1,10 +1,13 @@
 """Many fitted networks in one file."""
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor
@@ -21,7 +24,8 @@ _PSNR = "psnr"
 class INRStore:
     """Fitted SIRENs of one architecture, with the name, quality and size of the images they hold.
 
-    Shapes: params name -> `(batch, *shape)`; psnr `(batch,)`, in dB; image_size `(height, width)`.
+    Shapes: params name -> `(batch, *shape)`; psnr `(batch,)`, in dB, NaN where the image is not
+    known; image_size `(height, width)`.
 
     Raises:
         ValueError: parameters that do not fit `spec`, unequal counts, or an empty image size.
@@ -109,6 +113,7 @@ def fit_store(
     *,
     generator: Generator,
     steps: int = 100,
+    target_psnr: float = math.inf,
     progress: bool = True,
 ) -> INRStore:
     """Fit one network to every image, as `fit` does, and keep them under the images' names.
@@ -118,9 +123,33 @@ def fit_store(
     Raises:
         TypeError, ValueError: as `fit` and `INRStore`.
     """
-    result = fit(images, spec, generator=generator, steps=steps, progress=progress)
+    result = fit(
+        images,
+        spec,
+        generator=generator,
+        steps=steps,
+        target_psnr=target_psnr,
+        progress=progress,
+    )
     height, width = images.shape[2:]
     return INRStore(result.params, spec, names, result.psnr, (height, width))
+
+
+def joined(stores: Sequence[INRStore]) -> INRStore:
+    """One store of all networks, in order.
+
+    Raises:
+        ValueError: no store, or stores of unequal spec or image size.
+    """
+    kinds = {(store.spec, store.image_size) for store in stores}
+    if len(kinds) != 1:
+        raise ValueError(f"stores must have one spec and image_size, got {sorted(map(str, kinds))}")
+    (spec, size), *_ = kinds
+    params = {
+        name: torch.cat([store.params[name] for store in stores]) for name in spec.parameter_shapes
+    }
+    names = tuple(name for store in stores for name in store.names)
+    return INRStore(params, spec, names, torch.cat([store.psnr for store in stores]), size)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:

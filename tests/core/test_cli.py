@@ -26,7 +26,7 @@ trainer: {steps: 3, workers: 2, checkpoint_every: 3}
 EDITOR = """
 kind: editor
 name: tiny-editor
-edit: dilate
+edits: {dilate: 1.0}
 images: [digits, more.npz]
 count: 3
 size: 8
@@ -171,6 +171,14 @@ def test_fit_writes_a_store(run, pictures, tmp_path):
         (["fit", "two.npy", "-o", "s", "--hidden", "0"], "hidden must be at least 1"),
         (["edit", "two.npy", "--recipe", "inver", "--out", "x"], "did you mean 'invert'"),
         (["edit", "two.npy", "--recipe", "rule.yaml", "--out", "x"], "unknown key 'kind'"),
+        (["edit", "two.npy", "--recipe", "invert", "--out", "two.npy"], "out must be a fol"),
+        (["edit", "two.npy", "--recipe", "dot.yaml", "--out", "x"], "size (8, 8), got (3, 3)"),
+        (["edit", "two.npy", "--recipe", "warm", "--out", "x"], "expected pictures of 3 chan"),
+        (["edit", "two.npy", "--recipe", "far.yaml", "--out", "x"], "crop must be within 0 and 1"),
+        (["edit", "nan.npy", "--recipe", "invert", "--out", "x"], "got NaN or infinity in nan.npy"),
+        (["edit", "empty.npy", "--recipe", "invert", "--out", "x"], "empty.npy: zero-sized"),
+        (["edit", "bad.png", "--recipe", "invert", "--out", "x"], "must hold images, got bad.png"),
+        (["edit", ".", "--recipe", "invert", "--out", "x"], "files that end in ('.pth', '.pt')"),
         (["edit", "no.safetensors", "--recipe", "zoom", "--out", "x"], "no such file"),
         (["meta-train", "zoom"], "kind: this key is missing"),
         (["meta-train", "kind.yaml"], "unknown kind 'rul'; choose from ['editor', 'rule']"),
@@ -191,6 +199,13 @@ def test_mistakes_are_lines_and_not_tracebacks(run, pictures, tmp_path, argument
     (tmp_path / "kind.yaml").write_text(RULE.replace("kind: rule", "kind: rul"))
     (tmp_path / "models.py").write_text(MODELS)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    np.save(tmp_path / "nan.npy", np.full((3, 4), np.nan))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
+    np.save(tmp_path / "dot.npy", np.zeros((3, 3)))
+    step = "name: a\nedits: [{edit: %s, strength: %s}]\n"
+    (tmp_path / "far.yaml").write_text(step % ("crop", "2"))
+    (tmp_path / "dot.yaml").write_text(step % ("invert", "1, mask: dot.npy"))
     try:
         code, out, errors = run(*arguments)
     finally:
@@ -222,6 +237,77 @@ def test_edit_of_images_is_measured_against_them(run, pictures, tmp_path):
     assert f"{report['total']['mse']:.3g} to the target" in out
 
 
+def test_a_repeated_edit_does_not_fit_again(run, pictures, tmp_path):
+    run("edit", pictures, "--recipe", "invert", "--out", "made", "--no-compare")
+    fitted = tmp_path / "made" / "fitted.safetensors"
+    assert INRStore.load(fitted).names == ("two[0]", "two[1]")
+    before = fitted.stat().st_mtime_ns
+    run("edit", pictures, "--recipe", "rotate", "--out", "made", "--no-compare")
+    assert fitted.stat().st_mtime_ns == before
+    for changed in (["--hidden", "8,8"], ["--w0", "20"]):
+        run("edit", pictures, "--recipe", "rotate", "--out", "made", "--no-compare", *changed)
+        assert fitted.stat().st_mtime_ns != before
+        before = fitted.stat().st_mtime_ns
+    np.save(pictures, 1 - np.load(pictures))
+    run("edit", pictures, "--recipe", "rotate", "--out", "made", "--no-compare", *changed)
+    assert fitted.stat().st_mtime_ns != before
+
+
+def test_edit_of_public_networks(run, tmp_path):
+    from scalegmn_opt.inr import initial_parameters
+
+    params = initial_parameters(SirenSpec(), 2, torch.Generator().manual_seed(0))
+    for k in range(2):
+        layers = {name.replace("layers", "seq"): value[k] for name, value in params.items()}
+        (tmp_path / "inrs" / f"mnist_png_test_7_{k}").mkdir(parents=True)
+        torch.save(layers, tmp_path / "inrs" / f"mnist_png_test_7_{k}" / "model_final.pth")
+    code, _, _ = run("edit", "inrs", "--recipe", "slant", "--out", "made", "--no-compare")
+    assert code == 0
+    report = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert report["count"] == 2
+    assert report["total"]["mse"] < 1e-10
+    names = INRStore.load(tmp_path / "made" / "edited.safetensors").names
+    assert names[1] == "mnist_png_test_7_1/model_final"
+
+
+def test_an_interrupted_fit_says_how_to_go_on(run, pictures, tmp_path, monkeypatch):
+    module = sys.modules["scalegmn_opt.inr.resume"]
+    monkeypatch.setattr(module, "_PART_ELEMENTS", 1)  # a file for each network
+    plain = module.fit_store
+
+    def fit_store(images, names, *arguments, **options):
+        if names == ("two[1]",):
+            raise KeyboardInterrupt
+        return plain(images, names, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit_store", fit_store)
+        code, _, errors = run("fit", pictures, "-o", "s.safetensors", "--steps", "20")
+    assert code == 130
+    assert "finished networks are in s.safetensors.partial; the same command goes on" in errors
+    assert len(list((tmp_path / "s.safetensors.partial").glob("*.safetensors"))) == 1
+    code, _, errors = run("fit", pictures, "-o", "s.safetensors", "--steps", "21")
+    assert code == 1
+    assert "holds networks of other images or another fit" in error_lines(errors)[0]
+    code, out, _ = run("fit", pictures, "-o", "s.safetensors", "--steps", "20")
+    assert code == 0
+    assert "2 networks" in out
+    assert not (tmp_path / "s.safetensors.partial").exists()
+
+
+def test_fit_stops_at_a_psnr(run, pictures, tmp_path):
+    run("fit", pictures, "-o", "s.safetensors", "--target-psnr", "25")
+    psnr = INRStore.load(tmp_path / "s.safetensors").psnr
+    assert 25 <= psnr.min() < psnr.max() < 35
+
+
+@pytest.mark.parametrize(("side", "widths"), [(32, (32, 32)), (33, (64,) * 3), (129, (128,) * 3)])
+def test_larger_pictures_get_wider_networks(run, tmp_path, side, widths):
+    np.save(tmp_path / "a.npy", np.full((side, side), 0.5, np.float32))
+    assert run("fit", "a.npy", "-o", "s.safetensors", "--steps", "1")[0] == 0
+    assert INRStore.load(tmp_path / "s.safetensors").spec.hidden == widths
+
+
 def test_edit_of_a_store_is_measured_against_its_renders(run, store, tmp_path):
     code, _, _ = run(
         "edit", store, "--recipe", "invert", "--out", "made", "--no-compare", "--scale", "1"
@@ -237,6 +323,7 @@ def test_edit_of_a_store_is_measured_against_its_renders(run, store, tmp_path):
         "target.png",
         "difference.png",
         "report.json",
+        "report.md",
         "edited.safetensors",
     }
     edited, original = (INRStore.load(p) for p in (tmp_path / "made/edited.safetensors", store))
@@ -396,7 +483,7 @@ def test_info_of_files_and_recipes(run, store, tmp_path):
     (tmp_path / "mine.yaml").write_text(RULE)
     for subject, text in {
         "dilate": '"strength": 1.0',
-        "dilate_editor": "editor recipe",
+        "colour_patches_editor": "editor recipe",
         "mine.yaml": "quadratic",
     }.items():
         code, out, _ = run("info", subject)

@@ -6,7 +6,16 @@ import sys
 import pytest
 import torch
 
-from scalegmn_opt.inr import SirenSpec, fit, initial_parameters, refine, render
+from scalegmn_opt.inr import (
+    Adam,
+    SirenSpec,
+    evaluate,
+    fit,
+    initial_parameters,
+    pixel_grid,
+    refine,
+    render,
+)
 
 SPEC = SirenSpec(hidden=(16, 16))
 
@@ -26,6 +35,7 @@ def pictures(count, channels=1, size=12):
 def test_fit_reproduces_the_images():
     images = pictures(4)
     result = fit(images, SPEC, generator=generator(), progress=False)
+    assert result.steps.tolist() == [100] * 4
     errors = (render(result.params, SPEC, 12, 12) - images).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(result.psnr, -10 * errors.log10(), rtol=0, atol=0.1)
     assert result.psnr.min() > 35
@@ -71,7 +81,9 @@ def test_refine_starts_from_the_given_networks():
     start = initial_parameters(SPEC, 2, generator())
     kept = {name: value.clone() for name, value in start.items()}
     once = refine(start, images, SPEC, steps=60, progress=False)
-    more = refine(once.params, images, SPEC, steps=60, learning_rate=2e-3, progress=False)
+    more = refine(
+        once.params, images, SPEC, steps=60, optimizer=Adam(learning_rate=2e-3), progress=False
+    )
     assert (more.psnr > once.psnr + 1).all()
     assert all(torch.equal(start[name], kept[name]) for name in start)
     with pytest.raises(ValueError, match=r"params must hold 1 networks.*got 2"):
@@ -107,6 +119,8 @@ def test_bad_images(images, error, match):
     [
         ({"steps": 0}, "steps"),
         ({"steps": 2.5}, "steps"),
+        ({"target_psnr": 0.0}, "target_psnr"),
+        ({"target_psnr": math.nan}, "target_psnr"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": math.inf}, "learning_rate"),
     ],
@@ -124,3 +138,81 @@ def test_divergence_is_an_error():
 def test_only_planes_can_be_fitted():
     with pytest.raises(ValueError, match="in_features"):
         fit(pictures(1), SirenSpec(in_features=3), generator=generator(), progress=False)
+
+
+def test_networks_stop_where_they_are_good_enough():
+    images = pictures(6).double()
+    options = {"progress": False, "steps": 30}
+    full = fit(images, SPEC, generator=generator(), **options)
+    target = full.psnr.median().item() - 0.5
+    stopped = fit(images, SPEC, generator=generator(), target_psnr=target, **options)
+    early = stopped.steps < 30
+    assert early.any()
+    assert not early.all()
+    assert (stopped.psnr[early] >= target).all()
+    errors = (render(stopped.params, SPEC, 12, 12) - images).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(stopped.psnr, -10 * errors.log10(), rtol=0, atol=1e-6)
+    for name, value in full.params.items():  # what goes on is not disturbed by what left
+        torch.testing.assert_close(stopped.params[name][~early], value[~early], rtol=0, atol=1e-9)
+        assert not torch.equal(stopped.params[name][early], value[early])
+
+
+def test_networks_that_are_good_already_do_not_move():
+    images = pictures(2)
+    start = fit(images, SPEC, generator=generator(), progress=False)
+    again = refine(start.params, images, SPEC, steps=5, target_psnr=20.0, progress=False)
+    assert again.steps.tolist() == [0, 0]
+    assert all(torch.equal(again.params[name], start.params[name]) for name in start.params)
+
+
+def test_large_images_take_a_part_of_the_pixels_in_every_step(monkeypatch):
+    module = sys.modules[fit.__module__]
+    monkeypatch.setattr(module, "_PIXELS", 60)
+    seen = []
+    plain = module.evaluate
+    def watched(params, spec, coords):
+        seen.append(len(coords))
+        return plain(params, spec, coords)
+
+    monkeypatch.setattr(module, "evaluate", watched)
+    result = fit(pictures(2), SPEC, generator=generator(), progress=False)
+    assert max(seen) == 60
+    assert result.psnr.min() > 30
+    errors = (render(result.params, SPEC, 12, 12) - pictures(2)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(result.psnr, -10 * errors.log10(), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("count", [2**14 + 1, 2**14 + 16, 200 * 200])
+def test_every_pixel_has_its_turn(count):
+    batches = sys.modules[fit.__module__]._batches(count)
+    seen = torch.cat([next(batches) for _ in range(-(-count // 2**14))])
+    assert seen.unique().numel() == count
+    width = round(count**0.5)  # half of the rows do not wait for the second step
+    rows = (next(sys.modules[fit.__module__]._batches(count)) // width).bincount().double()
+    assert rows[:-1].std() < 0.05 * rows[:-1].mean()
+
+
+def slow_adam(params, images, steps, optimizer):
+    """torch's own Adam and schedule, one network at a time."""
+    found = []
+    for k in range(len(images)):
+        one = {n: v[k : k + 1].clone().requires_grad_() for n, v in params.items()}
+        adam = torch.optim.Adam(one.values(), lr=optimizer.learning_rate, betas=optimizer.betas)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=steps)
+        for _ in range(steps):
+            adam.zero_grad()
+            output = evaluate(one, SPEC, pixel_grid(12, 12))
+            (output - images[k].flatten(1).mT).square().mean().backward()
+            adam.step()
+            schedule.step()
+        found.append({n: v.detach() for n, v in one.items()})
+    return {n: torch.cat([one[n] for one in found]) for n in params}
+
+
+@pytest.mark.parametrize("betas", [(0.7, 0.8), (0.9, 0.999)])
+def test_adam_is_that_of_torch(betas):
+    images, optimizer = pictures(3).double(), Adam(learning_rate=1e-2, betas=betas)
+    start = {n: v.double() for n, v in initial_parameters(SPEC, 3, generator()).items()}
+    got = refine(start, images, SPEC, steps=12, optimizer=optimizer, progress=False).params
+    for name, value in slow_adam(start, images, 12, optimizer).items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-9)

@@ -1,16 +1,31 @@
-"""Learned editors: symmetry, strengths, chunks and files."""
+"""Learned editors: symmetry, strengths, copies, chunks and files."""
 
 import pytest
 import torch
 from torch import nn
 
 from scalegmn_opt import UpdateRule, random_transform
-from scalegmn_opt.editors import LearnedEdit, LearnedEditor, dilation
+from scalegmn_opt.editors import LearnedEdit, LearnedEditor, learned_edits
+from scalegmn_opt.editors.edit import widened
+from scalegmn_opt.editors.learned import MEANINGS
 from scalegmn_opt.editors.targets import dilate
-from scalegmn_opt.inr import SirenSpec, initial_parameters, siren_graph
+from scalegmn_opt.inr import SirenSpec, evaluate, initial_parameters, siren_graph
 
 SPEC = SirenSpec(hidden=(7, 5))
-SIZE = {"probes": 4, "node_channels": 6, "edge_channels": 4, "hidden_channels": 8, "num_layers": 2}
+EDITS = {"dilate": 1.0, "blur": 2.0}
+SIZE = {
+    "edits": EDITS,
+    "size": 6,
+    "spec": SPEC,
+    "rounds": 2,
+    "picture_channels": 4,
+    "iterations": 2,
+    "probes": 3,
+    "node_channels": 6,
+    "edge_channels": 4,
+    "hidden_channels": 8,
+    "num_layers": 2,
+}
 
 
 def params(count=3, spec=SPEC, dtype=torch.float32):
@@ -18,24 +33,24 @@ def params(count=3, spec=SPEC, dtype=torch.float32):
     return {name: value.to(dtype) for name, value in drawn.items()}
 
 
-def editor(seed=0):
+def editor(seed=0, spec=SPEC):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = LearnedEditor(**SIZE)
+        made = LearnedEditor(**{**SIZE, "spec": spec})
         with torch.no_grad():
             for p in made.parameters():
-                p += 0.3 * torch.randn(p.shape)
+                p += 0.1 * torch.randn(p.shape)
     return made
+
+
+def strengths(value=0.7, dtype=torch.float32):
+    return torch.tensor([[value, 0.0], [0.0, value], [value, 0.0]], dtype=dtype)
 
 
 @pytest.fixture
 def weights(tmp_path):
     editor().save_pretrained(tmp_path / "editor.safetensors")
     return tmp_path / "editor.safetensors"
-
-
-def edit(weights):
-    return LearnedEdit("dilate", "share", weights=weights, target=dilate)
 
 
 def difference(one, other):
@@ -52,9 +67,44 @@ def asymmetry(function, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_permutations_and_signs_pass_through(seed):
-    double, strength = editor().double(), torch.full((3,), 0.7, dtype=torch.float64)
+    double, given = editor().double(), strengths(dtype=torch.float64)
     with torch.no_grad():
-        assert asymmetry(lambda p: double(p, SPEC, strength), seed) <= 1e-9
+        assert asymmetry(lambda p: double(p, SPEC, given), seed) <= 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_copies_of_a_pair_follow_the_symmetry(seed):
+    """The function stays, and each copy's neurons are permuted and flipped like the original's."""
+    double, given = editor().double(), strengths(dtype=torch.float64)
+    transform = random_transform(siren_graph(SPEC), torch.Generator().manual_seed(seed))
+    start = params(dtype=torch.float64)
+
+    def copy(pair, which):
+        half = {
+            name: value.unflatten(1, (2, -1))[:, which]
+            for name, value in pair.items()
+            if name.startswith("layers.0.") or name == "layers.1.bias"
+        }
+        middle, last = pair["layers.1.weight"], pair["layers.2.weight"]
+        rows, columns = (slice(which * n, (which + 1) * n) for n in (5, 7))
+        return {
+            **half,
+            "layers.1.weight": middle[:, rows, columns],
+            "layers.2.weight": last[:, :, rows],
+            "layers.2.bias": pair["layers.2.bias"],
+        }
+
+    with torch.no_grad():
+        one = double(start, SPEC, given, copies=2)
+        other = double(transform.apply(start), SPEC, given, copies=2)
+    wide, coords = widened(SPEC, one), double.coords
+    torch.testing.assert_close(
+        evaluate(other, wide, coords), evaluate(one, wide, coords), atol=1e-9, rtol=0
+    )
+    for which in (0, 1):
+        moved = transform.apply(copy(one, which))
+        assert difference(copy(other, which), moved) <= 1e-9
+    assert difference(other, one) > 1e-3  # the transform did something
 
 
 def test_an_editor_that_adds_to_hidden_neurons_does_not():
@@ -65,81 +115,125 @@ def test_an_editor_that_adds_to_hidden_neurons_does_not():
     assert asymmetry(Biased(), 0) > 1e-3
 
 
-def test_every_tensor_changes_and_reads_the_strength():
-    strengths = torch.tensor([0.5, 1.0, 1.0])
+def test_every_tensor_changes_and_reads_edit_and_strength():
     with torch.no_grad():
-        edited = editor()(params(), SPEC, strengths)
-        half = editor()(params(), SPEC, strengths / 2)
+        edited = editor()(params(), SPEC, strengths(1.0))
+        half = editor()(params(), SPEC, strengths(0.5))
+        swapped = editor()(params(), SPEC, strengths(1.0).flip(1))
     start = params()
     for name, value in edited.items():
         assert not torch.allclose(value, start[name])
+        assert not torch.allclose(value, swapped[name])
         linear = start[name] + (value - start[name]) / 2
         assert not torch.allclose(half[name], linear)
 
 
 def test_no_strength_is_no_change_exactly(weights):
     start = params()
-    edited = edit(weights).apply(start, SPEC, 0.0)
+    edited = LearnedEdit("dilate", weights=weights).apply(start, SPEC, 0.0)
     assert all(torch.equal(edited[name], start[name]) for name in start)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), float("inf")])
-def test_strengths_outside_the_trained_range(weights, strength):
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
+def test_strengths_that_mean_nothing(weights, strength):
     with pytest.raises(ValueError, match="strength of dilate"):
-        edit(weights).apply(params(), SPEC, strength)
+        LearnedEdit("dilate", weights=weights).apply(params(), SPEC, strength)
 
 
-def test_chunks_give_the_same(weights, monkeypatch):
-    start = params(count=7)
-    whole = edit(weights).apply(start, SPEC, 0.8)
+def test_strengths_beyond_the_trained_range_are_warned_of(weights):
+    with pytest.warns(UserWarning, match=r"strength of dilate: trained up to 1, got 1\.5"):
+        edited = LearnedEdit("dilate", weights=weights).apply(params(), SPEC, 1.5)
+    assert all(value.isfinite().all() for value in edited.values())
+    LearnedEdit("blur", weights=weights).apply(params(), SPEC, 1.5)  # within its own range
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_chunks_give_the_same(weights, monkeypatch, copies):
+    start = params(count=7, dtype=torch.float64)
+    made = LearnedEdit("blur", weights=weights, copies=copies)
+    whole = made.apply(start, SPEC, 0.8)
     monkeypatch.setattr("scalegmn_opt.editors.learned._CHUNK", 3)
-    pieces = edit(weights).apply(start, SPEC, 0.8)
-    assert difference(pieces, whole) < 1e-5
+    assert difference(made.apply(start, SPEC, 0.8), whole) < 1e-9
 
 
-def test_inputs_are_not_modified_and_the_dtype_follows(weights):
+@pytest.mark.parametrize("copies", [1, 2])
+def test_inputs_are_not_modified_and_the_dtype_follows(weights, copies):
     for dtype in (torch.float64, torch.float32):
         start = params(dtype=dtype)
         kept = {name: value.clone() for name, value in start.items()}
-        edited = edit(weights).apply(start, SPEC, 1.0)
+        edited = LearnedEdit("dilate", weights=weights, copies=copies).apply(start, SPEC, 1.0)
         assert list(edited) == list(start)
         assert all(torch.equal(start[name], kept[name]) for name in start)
         assert all(value.dtype == dtype and not value.requires_grad for value in edited.values())
+        assert widened(SPEC, edited).hidden == tuple(copies * width for width in SPEC.hidden)
 
 
-def test_other_architectures(weights):
+def test_two_copies_come_closer_to_the_imagined_picture():
+    start, given, made = params(), strengths(1.0), editor()
+    with torch.no_grad():
+        targets = made.imagine(start, SPEC, given)
+        errors = [evaluate(start, SPEC, made.coords) - targets]
+        for copies in (1, 2):
+            edited = made(start, SPEC, given, copies=copies)
+            errors.append(evaluate(edited, widened(SPEC, edited), made.coords) - targets)
+    nothing, one, two = (error.square().mean() for error in errors)
+    assert one < nothing
+    assert two < 0.5 * one
+
+
+def test_only_networks_of_its_own_architecture(weights):
+    made = LearnedEdit("dilate", weights=weights)
+    made.check(SPEC)
+    for spec in (SirenSpec(hidden=(7, 6)), SirenSpec(hidden=(7, 5), w0=20.0)):
+        with pytest.raises(ValueError, match="spec must be that of the editor for dilate"):
+            made.apply(params(spec=spec), spec, 1.0)
+    with pytest.raises(ValueError, match="params"):
+        made.apply(params(spec=SirenSpec(hidden=(7, 6))), SPEC, 1.0)
+
+
+def test_deep_and_coloured_networks():
     spec = SirenSpec(hidden=(4, 9, 3), out_features=3)
-    edited = edit(weights).apply(params(spec=spec), spec, 1.0)
+    with torch.no_grad():
+        edited = editor(spec=spec)(params(spec=spec), spec, strengths())
     assert {name: tuple(v.shape[1:]) for name, v in edited.items()} == spec.parameter_shapes
-    with pytest.raises(ValueError, match="params must"):
-        edit(weights).apply(params(), spec, 1.0)
 
 
 def test_a_zero_tensor_is_read_and_changed_by_finite_numbers(weights):
     start = params()
     start["layers.1.bias"] = torch.zeros_like(start["layers.1.bias"])
-    edited = edit(weights).apply(start, SPEC, 1.0)
+    edited = LearnedEdit("dilate", weights=weights).apply(start, SPEC, 1.0)
     assert all(value.isfinite().all() for value in edited.values())
 
 
 def test_files(weights, tmp_path):
     loaded = LearnedEditor.from_pretrained(weights)
-    assert loaded.config == SIZE
+    assert loaded.config == editor().config
+    assert loaded.spec == SPEC
     assert not any(p.requires_grad for p in loaded.parameters())
-    strength = torch.ones(3)
     with torch.no_grad():
-        expected = editor()(params(), SPEC, strength)
-    assert difference(loaded(params(), SPEC, strength), expected) == 0.0
+        expected = editor()(params(), SPEC, strengths())
+    assert difference(loaded(params(), SPEC, strengths()), expected) < 1e-5
     UpdateRule(channels=4, message_channels=2, hidden_channels=4).save_pretrained(tmp_path / "r")
     with pytest.raises(ValueError, match="'editor'"):
         LearnedEditor.from_pretrained(tmp_path / "r")
     with pytest.raises(FileNotFoundError, match="no weights 'nothing'"):
-        edit("nothing").apply(params(), SPEC, 1.0)
+        LearnedEdit("dilate", weights="nothing").apply(params(), SPEC, 1.0)
+    with pytest.raises(ValueError, match=r"weights must be of an editor that learned erode"):
+        LearnedEdit("erode", weights=weights).apply(params(), SPEC, 1.0)
 
 
-def test_dilation_loads_its_weights_late():
-    made = dilation()
-    assert made.mechanism == "learned"
+def test_names_and_copies(weights):
+    with pytest.raises(ValueError, match="name must be one of"):
+        LearnedEdit("sing", weights=weights)
+    with pytest.raises(ValueError, match="copies must be 1 or 2, got 8"):
+        LearnedEdit("dilate", weights=weights, copies=8)
+
+
+def test_packaged_edits_load_their_weights_late():
+    edits = learned_edits()
+    assert [edit.name for edit in edits] == list(MEANINGS)
     images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(made.target(images, 1.0), dilate(images, 1.0))
-    assert "editor" not in vars(made)
+    assert torch.equal(edits[0].target(images, 1.0), dilate(images, 1.0))
+    for edit in edits:
+        assert edit.mechanism == "learned"
+        assert "editor" not in vars(edit)

@@ -2,39 +2,107 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalegmn_opt.editors import EDITS, Shift, mse, psnr
-from scalegmn_opt.editors.targets import dilate, resample
+from scalegmn_opt.editors.targets import (
+    blur,
+    denoise,
+    dilate,
+    erode,
+    inpaint,
+    local_contrast,
+    resample,
+    sharpen,
+)
+
+OPERATORS = (dilate, erode, denoise, blur, sharpen, local_contrast)
 
 
 def picture(*shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def slow_dilate(image):
-    height, width = image.shape
-    rows = []
-    for i in range(height):
-        for j in range(width):
-            near = image[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
-            rows.append(near.max())
-    return torch.stack(rows).reshape(height, width)
+def by_scipy(name, images, strength):
+    """The same by scipy, for strengths that are whole numbers (a blur: any)."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+
+    def smooth(sigma):
+        return ndimage.gaussian_filter(images, (0, 0, sigma, sigma), mode="nearest")
+
+    if name == "blur":
+        return smooth(strength)
+    if name in ("sharpen", "local_contrast"):
+        return images + strength * (images - smooth(1.0 if name == "sharpen" else 3.0))
+    filters = {
+        "dilate": ndimage.grey_dilation,
+        "erode": ndimage.grey_erosion,
+        "denoise": ndimage.median_filter,
+    }
+    for _ in range(int(strength)):
+        images = filters[name](images, size=(1, 1, 3, 3), mode="nearest")
+    return images
+
+
+@settings(deadline=None, max_examples=6)
+@given(
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    strength=st.integers(1, 3),
+    share=st.floats(0, 1, exclude_max=True),
+)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
+def test_operators_are_those_of_scipy(operator, height, width, strength, share):
+    # Negative intensities: a border of zeros would show.
+    images = picture(2, 2, height, width) - 2
+    expected = by_scipy(operator.__name__, images.numpy(), strength)
+    got = operator(images, float(strength))
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
+    assert torch.equal(operator(images, 0.0), images)
+    if operator in (dilate, erode, denoise):  # fractions blend
+        blend = torch.lerp(got, operator(images, strength + 1.0), share)
+        torch.testing.assert_close(operator(images, strength + share), blend)
+
+
+@pytest.mark.parametrize("operator", [dilate, erode, denoise, blur], ids=lambda o: o.__name__)
+@pytest.mark.parametrize("strength", [-0.1, math.nan])
+def test_a_strength_that_means_nothing(operator, strength):
+    with pytest.raises(ValueError, match="strength must not be negative"):
+        operator(picture(1, 1, 3, 3), strength)
 
 
 @settings(deadline=None, max_examples=20)
-@given(height=st.integers(1, 6), width=st.integers(1, 6), strength=st.floats(0, 1))
-def test_dilate(height, width, strength):
-    # Negative intensities: a border of zeros would show.
-    images = picture(2, 2, height, width) - 2
-    got = dilate(images, strength)
-    for index in [(0, 0), (1, 1)]:
-        expected = (1 - strength) * images[index] + strength * slow_dilate(images[index])
-        torch.testing.assert_close(got[index], expected)
-    assert torch.equal(dilate(images, 0.0), images)
+@given(seed=st.integers(0, 1000), share=st.floats(0.1, 0.9), strength=st.floats(0, 1))
+def test_inpainting_is_harmonic_and_leaves_the_rest(seed, share, strength):
+    generator = torch.Generator().manual_seed(seed)
+    images, mask = picture(2, 3, 6, 5), torch.rand(6, 5, generator=generator) < share
+    mask[2, 2] = False
+    got = inpaint(images, 1.0, mask=mask)
+    assert torch.equal(got[..., ~mask], images[..., ~mask])
+    known = np.pad(got.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+    shifted = [
+        known[..., 1 + i : 7 + i, 1 + j : 6 + j] for i, j in ((0, 1), (0, -1), (1, 0), (-1, 0))
+    ]
+    mean = torch.from_numpy(np.nanmean(np.stack(shifted), axis=0))
+    torch.testing.assert_close(got[..., mask], mean[..., mask], atol=1e-4, rtol=0)
+    part = inpaint(images, strength, mask=mask)
+    torch.testing.assert_close(part, torch.lerp(images, got, strength))
+
+
+def test_inpainting_needs_a_mask_that_fits():
+    images, mask = picture(1, 1, 4, 3), torch.zeros(4, 3, dtype=torch.bool)
+    assert torch.equal(inpaint(images, 1.0, mask=mask), images)
+    for wrong, error, message in (
+        (mask.float(), TypeError, "mask must be boolean"),
+        (mask.T, ValueError, r"size \(4, 3\), got \(3, 4\)"),
+        (~mask, ValueError, "mask must leave a pixel"),
+    ):
+        with pytest.raises(error, match=message):
+            inpaint(images, 1.0, mask=wrong)
 
 
 @pytest.mark.parametrize(

@@ -4,34 +4,66 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from scalegmn_opt.editors import EDITS, EditRecipe, EditStep, LearnedEditor, apply_recipe
+from scalegmn_opt.editors import (
+    EDITS,
+    ClosedForm,
+    EditRecipe,
+    EditStep,
+    LearnedEditor,
+    PixelEdit,
+    measure,
+)
+from scalegmn_opt.editors.learned import MEANINGS
 from scalegmn_opt.editors.training import EditorRecipe
-from scalegmn_opt.inr import SirenSpec, initial_parameters, render
+from scalegmn_opt.inr import SirenSpec, fit_store
 from scalegmn_opt.meta import EvolutionStrategies, PersistentES, TruncatedBackprop
 from scalegmn_opt.meta.recipe import RuleRecipe, TrainerOptions
 from scalegmn_opt.recipe import load_recipe, packaged_recipes
 from scalegmn_opt.tasks import SuiteRecipe, resolve_suite
 
-SINGLE = ["brightness", "contrast", "invert", "rotate", "shift", "zoom"]
-SPEC = SirenSpec(hidden=(8, 8))
+SINGLE = ["brightness", "contrast", "invert", "rotate", "shift", "zoom", *MEANINGS, "inpaint"]
+# By refits, so that the recipes of learned edits run on any networks.
+PIXELS = {name: PixelEdit(name, unit, target) for name, (target, unit) in MEANINGS.items()}
 
 
-def params():
-    return initial_parameters(SPEC, 2, torch.Generator().manual_seed(0))
+class _Kind(BaseModel):
+    kind: str | None = None
 
 
-@pytest.mark.parametrize("name", [*SINGLE, "tilted_negative"])
-def test_recipes_change_pictures(name):
+EDITING = [name for name in packaged_recipes() if load_recipe(name, _Kind).kind is None]
+
+
+@pytest.fixture(scope="module")
+def store():
+    coarse = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, (14, 12), mode="bicubic").clamp(0, 1)
+    generator, spec = torch.Generator().manual_seed(0), SirenSpec(hidden=(24, 24), out_features=3)
+    return fit_store(images, ("a", "b"), spec, generator=generator, progress=False)
+
+
+def test_there_are_twelve_recipes_of_edits_and_more():
+    assert len(EDITING) >= 12
+    assert set(SINGLE) < set(EDITING)
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_recipes_do_what_they_mean(store, name):
     recipe = load_recipe(name, EditRecipe)
-    assert recipe.name == name
-    assert recipe.description
-    edited = apply_recipe(params(), SPEC, recipe, EDITS)
-    assert not torch.allclose(render(edited, SPEC, 6, 6), render(params(), SPEC, 6, 6), atol=1e-2)
+    report = measure(store, recipe, {**EDITS, **PIXELS})
+    assert report.total.mse_do_nothing > 1e-5
+    assert report.total.share_removed > 0.9
+    exact = all(isinstance(EDITS[step.edit], ClosedForm) and not step.mask for step in recipe.edits)
+    assert (report.total.mse < 1e-9) == exact
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_a_recipe_for_every_closed_form_edit(name):
+def test_a_recipe_for_each_of_these_edits(name):
     assert [step.edit for step in load_recipe(name, EditRecipe).edits] == [name]
+
+
+def test_every_edit_is_in_some_recipe():
+    used = {step.edit for name in EDITING for step in load_recipe(name, EditRecipe).edits}
+    assert used == set(EDITS)
 
 
 def test_dilation_at_full_strength():
@@ -68,18 +100,21 @@ def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
     objective = recipe.build(resolve_suite(recipe.suite))
     assert type(objective) is kind
     assert objective.aim == "mean"
-    assert objective.options.validation
+    assert objective.options.batches == "validation"
     assert objective.options.networks == 3
 
 
-def test_the_recipe_of_the_editor():
-    recipe = load_recipe("dilate_editor", EditorRecipe)
-    assert recipe.edit == "dilate"
-    assert LearnedEditor(**recipe.editor.model_dump()).config == recipe.editor.model_dump()
-
-
-class _Kind(BaseModel):
-    kind: str | None = None
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("mnist_morphology_editor", "mnist-morphology"),
+        ("colour_patches_editor", "colour-patches"),
+    ],
+)
+def test_recipes_of_editors_made_the_packaged_ones(name, weights):
+    recipe, config = load_recipe(name, EditorRecipe), LearnedEditor.from_pretrained(weights).config
+    expected = {"edits": recipe.edits, "size": recipe.size, **recipe.editor.model_dump()}
+    assert {key: config[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

@@ -44,7 +44,7 @@ def test_a_good_recipe(tmp_path):
             "angel: 90",
             9,
             r"edits\[1\]\.angel: unknown key 'angel'; "
-            r"choose from \['angle', 'edit', 'strength'\]; did you mean 'angle'\?",
+            r"choose from \['angle', 'box', .*'strength'\]; did you mean 'angle'\?",
             id="typo in a key",
         ),
         pytest.param(
@@ -56,9 +56,9 @@ def test_a_good_recipe(tmp_path):
         ),
         pytest.param(
             "edit: invert",
-            "edit: blur",
+            "edit: posterize",
             4,
-            r"edits\[0\]\.edit: unknown edit 'blur'; choose from \['brightness', .*'zoom'\]$",
+            r"edits\[0\]\.edit: unknown edit 'posterize'; choose from \['blur', .*'zoom'\]$",
             id="unknown edit",
         ),
         pytest.param("invert", "inverts", 4, r"did you mean 'invert'\?", id="typo in an edit"),
@@ -73,6 +73,10 @@ def test_a_good_recipe(tmp_path):
         pytest.param("strength: 1.0", "strength: .nan", 5, "finite", id="not finite"),
         pytest.param("angle: 90", "angle: .inf", 9, "finite", id="infinite"),
         pytest.param("edit: shift", "edit: zoom", 9, "zoom takes no angle", id="no direction"),
+        pytest.param("angle: 90", "channel: red", 9, "shift takes no channel", id="no colour"),
+        pytest.param("angle: 90", "mask: [0, 0, 2, 1]", 9, "mask must be left", id="bad box"),
+        pytest.param("angle: 90", "steps: 5", 9, "add mechanism: refit", id="steps of nothing"),
+        pytest.param("angle: 90", "mechanism: wish", 9, "unknown mechanism 'wish'", id="mechanism"),
         pytest.param(
             "    strength: 1.0\n", "", 4, r"edits\[0\]\.strength: .*missing", id="missing key"
         ),

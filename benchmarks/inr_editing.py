@@ -1,0 +1,170 @@
+"""Learned edits of INRs that training has not seen, against doing nothing and against refitting.
+
+`python benchmarks/inr_editing.py mnist.npz [--count N]`: MNIST's test digits at 28x28 pixels and
+32x32 colour patches of photographs, fitted with random initialisations. Mean squared error against
+the edit of the source image; CPU time on one thread. Rows of the learned editor know the weights
+alone. Rows below "the edited picture is known" are given it: the editor's Gauss-Newton steps with
+and without the ScaleGMN, pairs, and Adam as `inr.refine` has it.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import report
+from torch import Tensor
+
+from scalegmn_opt.editors import LearnedEdit, LearnedEditor
+from scalegmn_opt.editors.edit import widened
+from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_pair
+from scalegmn_opt.inr import SirenSpec, fit, refine, render
+from scalegmn_opt.tasks import mnist, photographs
+
+CHUNK = 32
+FEW = 100  # networks for rows that take long
+LENGTHS = (0.6, 0.6, 0.8, 1.0)  # of steps without ScaleGMN, chosen on training digits
+Params = dict[str, Tensor]
+Way = Callable[[Params, Tensor], Params]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Fitted networks, what they hold, and the packaged editor for them."""
+
+    name: str
+    weights: str
+    images: Tensor
+    spec: SirenSpec
+    params: Params
+
+    @classmethod
+    def of(cls, name: str, weights: str, images: Tensor) -> "Case":
+        spec = SirenSpec(out_features=images.shape[1])
+        params = fit(images, spec, generator=torch.Generator().manual_seed(0)).params
+        return cls(name, weights, images, spec, params)
+
+    def row(self, edit: str, target: Tensor, way: str, run: Way, count: int) -> dict[str, Any]:
+        """Error and cost of one way on the first networks."""
+        some = {name: value[:count] for name, value in self.params.items()}
+        first = min(count, CHUNK)
+        run({n: v[:first] for n, v in some.items()}, target[:first])  # loads weights, warms up
+        began = time.process_time()
+        edited = run(some, target[:count])
+        seconds = time.process_time() - began
+        size = target.shape[2:]
+        errors = render(edited, widened(self.spec, edited), *size) - target[:count]
+        errors = errors.square().mean((1, 2, 3))
+        return {
+            "images": self.name,
+            "edit": edit,
+            "way": way,
+            "networks": count,
+            "MSE x 100": 100 * errors.mean().item(),
+            "standard error x 100": 100 * (errors.std() / count**0.5).item(),
+            "CPU ms per INR": 1e3 * seconds / count,
+        }
+
+
+def chunked(run: Way) -> Way:
+    """The same in pieces that stay in cache."""
+
+    def whole(params: Params, target: Tensor) -> Params:
+        starts = range(0, len(target), CHUNK)
+        pieces = [
+            run({n: v[i : i + CHUNK] for n, v in params.items()}, target[i : i + CHUNK])
+            for i in starts
+        ]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in params}
+
+    return whole
+
+
+def given_the_picture(case: Case, editor: LearnedEditor) -> dict[str, Way]:
+    """Ways that know the edited picture, by name."""
+    spec, coords = case.spec, editor.coords
+
+    def steps(rounds: int) -> Way:
+        def run(params: Params, target: Tensor) -> Params:
+            *_, edited = editor.approach(params, spec, target.flatten(2).mT, rounds=rounds)
+            return edited
+
+        return chunked(run)
+
+    def plain(rounds: int) -> Way:
+        def run(params: Params, target: Tensor) -> Params:
+            for length in LENGTHS[:rounds]:
+                tangent = Tangent.of(params, spec, coords)
+                delta = tangent.solve(target.flatten(2).mT - tangent.outputs, 2)
+                moved = zip(join(params), delta, strict=True)
+                params = split([matrix + length * d for matrix, d in moved])
+            return params
+
+        return chunked(run)
+
+    def pair(iterations: int) -> Way:
+        def run(params: Params, target: Tensor) -> Params:
+            tangent = Tangent.of(params, spec, coords)
+            delta = tangent.solve(target.flatten(2).mT - tangent.outputs, iterations)
+            return tangent_pair(params, split(delta))
+
+        return chunked(run)
+
+    def adam(count: int) -> Way:
+        return lambda params, target: (
+            refine(params, target, spec, steps=count, progress=False).params
+        )
+
+    return {
+        **{f"{n} learned Gauss-Newton steps": steps(n) for n in (1, 2, 3, 5, 8, 12)},
+        **{f"{n} Gauss-Newton steps without ScaleGMN": plain(n) for n in (1, 2, 3, 4)},
+        **{f"pair, {n} iterations": pair(n) for n in (4, 8, 16)},
+        **{f"Adam, {n} steps": adam(n) for n in (10, 50, 150)},
+    }
+
+
+def measure(case: Case, *, edits: tuple[str, ...], refits: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows for all edits; those of `refits` also with the picture given."""
+    rows, count = [], len(case.images)
+    for name in edits:
+        edit = LearnedEdit(name, weights=case.weights)
+        pair = LearnedEdit(name, weights=case.weights, copies=2)
+        target = edit.target(case.images, 1.0)
+        ways: dict[str, Way] = {
+            "do nothing": lambda params, _: params,
+            "learned editor": lambda params, _, edit=edit: edit.apply(params, case.spec, 1.0),
+            "learned editor, two copies": lambda params, _, pair=pair: pair.apply(
+                params, case.spec, 1.0
+            ),
+        }
+        rows += [case.row(name, target, way, run, count) for way, run in ways.items()]
+        if name in refits:
+            known = given_the_picture(case, edit.editor)
+            few = min(count, FEW)
+            rows += [case.row(name, target, f"known: {w}", run, few) for w, run in known.items()]
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mnist", type=Path)
+    parser.add_argument("--count", type=int, default=1000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    digits = mnist(arguments.mnist).test_inputs[: arguments.count].reshape(-1, 1, 28, 28).float()
+    patches = photographs(32).test[: arguments.count]
+    found = measure(
+        Case.of("MNIST", "mnist-morphology", digits),
+        edits=("dilate", "erode", "denoise", "blur", "sharpen", "local_contrast"),
+        refits=("dilate",),
+    )
+    found += measure(
+        Case.of("colour patches", "colour-patches", patches),
+        edits=("blur", "sharpen", "local_contrast"),
+        refits=(),
+    )
+    report("inr_editing", found)

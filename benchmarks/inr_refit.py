@@ -1,0 +1,103 @@
+"""Refitting SIRENs to dilated digits: which optimizer, at which step size, in how many steps.
+
+Arguments: MNIST as a Keras npz. SIRENs 2-32-32-1 fitted to digits are refitted to the dilation of
+their own renders. Every optimizer has the step size that is best after 50 steps on 10 training
+digits; errors are means over 40 test digits, CPU time is on one thread. `target` is what Adam with
+torch's default betas reaches in 50 steps, and a row says in how many steps others get there.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import report
+from torch import Tensor, nn
+
+from scalegmn_opt.editors import RuleOptimizer
+from scalegmn_opt.editors.targets import dilate
+from scalegmn_opt.inr import Adam, SirenSpec, StackedOptimizer, fit, refine, render, siren_graph
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, UpdateRule
+from scalegmn_opt.optim.state import Rule
+
+SPEC = SirenSpec()
+STEPS = (10, 15, 20, 30, 40, 50)
+RATES = (5e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+Params = dict[str, Tensor]
+
+
+def rule(kind: type[GaugeAdam] | type[GaugeMuon]) -> Rule:
+    """The pure rule of an optimizer."""
+    return kind([nn.Parameter(torch.zeros(1))]).rule
+
+
+def by(given: Rule) -> Callable[[float], StackedOptimizer]:
+    """The optimizer of a rule at a step size."""
+    return lambda rate: RuleOptimizer(given.requires_grad_(False), siren_graph(SPEC), rate)
+
+
+OPTIMIZERS: dict[str, Callable[[float], StackedOptimizer | None]] = {
+    "Adam, default betas": lambda rate: Adam(rate, betas=(0.9, 0.999)),
+    "Adam, short memory": Adam,
+    "GaugeAdam": by(rule(GaugeAdam)),
+    "GaugeMuon": by(rule(GaugeMuon)),
+    "UpdateRule, small": by(UpdateRule.from_pretrained("small")),
+}
+
+
+def networks(path: Path, part: str, count: int) -> tuple[Params, Tensor]:
+    """Networks fitted to digits, and the dilation of their renders."""
+    with np.load(path) as archive:
+        images = torch.from_numpy(archive[part][:count]).float()[:, None] / 255
+    generator = torch.Generator().manual_seed(0)
+    params = fit(images, SPEC, generator=generator, steps=60, progress=False).params
+    return params, dilate(render(params, SPEC, 28, 28), 1.0)
+
+
+def error(params: Params, target: Tensor, optimizer: StackedOptimizer | None, steps: int) -> float:
+    """Mean squared error after a refit; infinite if one diverges."""
+    try:
+        found = refine(params, target, SPEC, steps=steps, optimizer=optimizer, progress=False)
+    except ValueError:
+        return float("inf")
+    return float((render(found.params, SPEC, 28, 28) - target).square().mean())
+
+
+def row(name: str, rate: float | None, optimizer: StackedOptimizer | None, data: Any) -> dict:
+    """Errors after each number of steps, and what 50 steps take."""
+    params, target = data
+    errors = {steps: error(params, target, optimizer, steps) for steps in STEPS}
+    began = time.process_time()
+    error(params, target, optimizer, STEPS[-1])
+    milliseconds = 1e3 * (time.process_time() - began) / len(target)
+    found = {f"MSE x 100, {steps} steps": 100 * value for steps, value in errors.items()}
+    return {"optimizer": name, "step size": rate, **found, "CPU ms, 50 steps": milliseconds}
+
+
+def with_target(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the fewest measured steps that reach the first row's last error, and their cost."""
+    target = rows[0][f"MSE x 100, {STEPS[-1]} steps"]
+    out = []
+    for one in rows:
+        reached = [steps for steps in STEPS if one[f"MSE x 100, {steps} steps"] <= target]
+        steps = min(reached, default=None)
+        cost = None if steps is None else one["CPU ms, 50 steps"] * steps / STEPS[-1]
+        out.append({**one, "steps to target": steps, "CPU ms to target": cost})
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mnist", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tuning, data = networks(arguments.mnist, "x_train", 10), networks(arguments.mnist, "x_test", 40)
+    rows = []
+    for name, make in OPTIMIZERS.items():
+        best = min(RATES, key=lambda rate: error(*tuning, make(rate), STEPS[-1]))
+        rows.append(row(name, best, make(best), data))
+    rows.append(row("refine", None, None, data))
+    report("inr_refit", with_target(rows))

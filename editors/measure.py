@@ -1,0 +1,223 @@
+"""What a recipe does to some networks: distances to the truth, and processor time."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scalegmn_opt.inr import INRStore, SirenSpec, psnr_from_mse, refine, render
+
+from .chain import EditRecipe, EditStep, resolve
+from .edit import Edit, Meaning, widened
+from .refit import Refit
+from .scores import SAMPLE, EditReport, RefitCurve, RefitPoint, Score, StepScore
+from .truth import Truth
+
+CURVE = (10, 50, 150)  # Adam steps
+
+Params = dict[str, Tensor]
+
+
+@dataclass
+class _Grid:
+    """Renders on one grid, before all edits, before the present one and after it, and the truth."""
+
+    truth: Truth
+    size: tuple[int, int]
+    first: Tensor
+    current: Tensor
+    scores: list[Score] = field(default_factory=list)
+
+    def advance(self, edit: Meaning, params: Params, spec: SirenSpec, strength: float) -> None:
+        self.truth = self.truth.after(edit, strength)
+        before, self.current = self.current, render(params, spec, *self.size)
+        self.scores.append(_score(self.current, self.truth, before=before))
+
+    def total(self) -> Score:
+        return _score(self.current, self.truth, before=self.first)
+
+
+def measure(
+    store: INRStore,
+    recipe: EditRecipe,
+    edits: Mapping[str, Meaning],
+    *,
+    images: Tensor | None = None,
+    scale: int = 4,
+    curve: bool = False,
+    progress: bool = False,
+) -> EditReport:
+    """Apply a recipe and compare the renders with the edited `images`.
+
+    Args:
+        store: networks to edit; not modified.
+        recipe: edits in order, each looked up in `edits`.
+        edits: edits by name.
+        images: what the networks hold, `(batch, channels, height, width)`; their own renders at
+            `store.image_size` if None.
+        scale: of the finer grid.
+        curve: whether Adam is measured beside every edit.
+        progress: whether refits show a progress bar.
+
+    Raises:
+        ValueError: images of another shape than the renders, `scale` below 1, or whatever an edit
+            rejects.
+    """
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, got {scale}")
+    coarse, fine = _grid(store, images), _fine_grid(store[:SAMPLE], scale)
+    mse_of_input = coarse.truth.mse(coarse.current).mean().item()
+    params, spec, steps, stages = dict(store.params), store.spec, [], [fine.first]
+    for step in tqdm(recipe.edits, desc="edit", disable=not progress):
+        edit = resolve(step, edits, spec=spec, image_size=store.image_size, progress=progress)
+        alone = Truth.of_networks(params, spec, store.image_size).after(edit, step.strength)
+        before, after = (params, spec), _timed(edit, params, spec, step.strength)
+        params, spec = after.params, widened(spec, after.params)
+        coarse.advance(edit, params, spec, step.strength)
+        fine.advance(edit, _first(params, SAMPLE), spec, step.strength)
+        stages.append(fine.current)
+        steps.append(
+            StepScore(
+                _as_taken(step, edit),
+                edit.mechanism,
+                coarse.scores[-1],
+                fine.scores[-1],
+                alone.mse(coarse.current).mean().item(),
+                after.ms_per_inr,
+                after.cpu_ms_per_inr,
+                _curve(*before, coarse) if curve else None,
+            )
+        )
+    psnr = psnr_from_mse(coarse.truth.mse(coarse.current))
+    return EditReport(
+        recipe=recipe,
+        ground_truth="renders of the networks" if images is None else "source images",
+        before=store,
+        after=INRStore(params, spec, store.names, psnr, store.image_size),
+        input=coarse.first,
+        edited=coarse.current,
+        target=coarse.truth.images,
+        difference=(coarse.current - coarse.truth.images) * coarse.truth.known,
+        scale=scale,
+        stages=tuple(stages),
+        fine_target=fine.truth.images,
+        steps=tuple(steps),
+        mse_of_input=mse_of_input,
+        total=coarse.total(),
+        scaled=fine.total(),
+    )
+
+
+def check_recipe(
+    recipe: EditRecipe,
+    edits: Mapping[str, Meaning],
+    *,
+    spec: SirenSpec,
+    image_size: tuple[int, int],
+) -> None:
+    """Reject what `measure` would reject, before any networks are there, on an empty picture.
+
+    Raises:
+        ValueError, FileNotFoundError: as `resolve`, or a strength that an edit rejects.
+    """
+    truth = Truth.of_images(torch.zeros(1, spec.out_features, *image_size))
+    for step in recipe.edits:
+        edit = resolve(step, edits, spec=spec, image_size=image_size)
+        truth = truth.after(edit, step.strength)
+
+
+def _as_taken(step: EditStep, edit: Edit) -> EditStep:
+    """The step with the number of a refit's steps, which it may have left out."""
+    return step.model_copy(update={"steps": edit.steps}) if isinstance(edit, Refit) else step
+
+
+def _grid(store: INRStore, images: Tensor | None) -> _Grid:
+    renders = render(store.params, store.spec, *store.image_size)
+    if images is not None and images.shape != renders.shape:
+        raise ValueError(
+            f"images must have shape {tuple(renders.shape)}, got {tuple(images.shape)}"
+        )
+    truth = (
+        Truth.of_networks(store.params, store.spec, store.image_size)
+        if images is None
+        else Truth.of_images(images)
+    )
+    return _Grid(truth, store.image_size, renders, renders)
+
+
+def _fine_grid(store: INRStore, scale: int) -> _Grid:
+    truth = Truth.of_networks(store.params, store.spec, store.image_size, scale)
+    height, width = store.image_size
+    return _Grid(truth, (scale * height, scale * width), truth.images, truth.images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    params: Params
+    ms_per_inr: float
+    cpu_ms_per_inr: float
+
+
+def _timed(edit: Edit, params: Params, spec: SirenSpec, strength: float) -> _Timed:
+    if not isinstance(edit, Refit):
+        edit.apply(_first(params, 1), spec, strength)  # a learned edit loads its weights now
+    return _time(lambda: edit.apply(params, spec, strength))
+
+
+def _time(function: Callable[[], Params]) -> _Timed:
+    began, cpu = time.perf_counter(), time.process_time()
+    params = function()
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    count = len(params["layers.0.bias"])
+    return _Timed(params, 1000 * seconds / count, 1000 * cpu / count)
+
+
+def _curve(params: Params, spec: SirenSpec, grid: _Grid) -> RefitCurve:
+    """Refits from the networks before an edit to the target that `grid` has reached."""
+    some, truth = _first(params, SAMPLE), grid.truth
+    count = len(some["layers.0.bias"])
+    target, points = truth.images[:count], []
+    few = Truth(target, truth.known, truth.scale)
+    for steps in CURVE:
+        timed = _time(
+            lambda steps=steps: refine(some, target, spec, steps=steps, progress=False).params
+        )
+        mse = few.mse(render(timed.params, spec, *grid.size)).mean().item()
+        points.append(RefitPoint(steps, mse, timed.cpu_ms_per_inr))
+    start = few.mse(render(some, spec, *grid.size)).mean().item()
+    reached = few.mse(grid.current[:count]).mean().item()
+    even = _break_even(reached, [(0, start), *((p.steps, p.mse) for p in points)])
+    per_step = points[-1].cpu_ms_per_inr / points[-1].steps
+    return RefitCurve(reached, tuple(points), even, None if even is None else even * per_step)
+
+
+def _break_even(mse: float, curve: list[tuple[int, float]]) -> float | None:
+    """Steps at which a curve falls to `mse`, along straight lines in the logarithm."""
+    if curve[0][1] <= mse:
+        return 0.0
+    for (left, high), (right, low) in pairwise(curve):
+        if low <= mse < high:
+            if low == 0:
+                return float(right)
+            return left + (right - left) * math.log(high / mse) / math.log(high / low)
+    return None
+
+
+def _first(params: Mapping[str, Tensor], count: int) -> Params:
+    return {name: value[:count] for name, value in params.items()}
+
+
+def _score(images: Tensor, truth: Truth, *, before: Tensor) -> Score:
+    error, nothing = (truth.mse(x).mean() for x in (images, before))
+    decibels = psnr_from_mse(error).item()
+    return Score(
+        mse=error.item(),
+        mse_do_nothing=nothing.item(),
+        psnr=decibels if math.isfinite(decibels) else None,
+        share_removed=1 - (error / nothing).item() if nothing > 0 else None,
+    )

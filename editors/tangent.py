@@ -1,0 +1,177 @@
+"""SIRENs to first order in their weights, and the change of weights that a wanted change needs.
+
+`f(θ + δ) ≈ f(θ) + J δ`. A SIREN of 28x28 pixels has more weights than pixels, so that almost every
+change of the picture is `J δ` for some δ; Kronecker-factored curvature (K-FAC) leads conjugate
+gradients there in a few iterations. One network follows `J δ` for small δ only; two networks side
+by side follow it for every δ, see `tangent_pair`.
+
+References: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
+Curvature", arXiv 1503.05671.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from scalegmn_opt.inr import SirenSpec, check_parameters
+
+from .merge import merge
+
+_DAMPING = 1e-2  # of the mean eigenvalue of a Kronecker factor
+_CONTRAST = 32.0  # weight of a network in a pair: errors are of second order in its reciprocal
+
+# Weight and bias of each layer as one matrix (batch, out, in + 1).
+Matrices = list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Tangent:
+    """Stacked SIRENs at given points, ready for `J δ` and `Jᵀ v`.
+
+    Attributes:
+        weights: of each layer, `(batch, out, in)`.
+        inputs: of each layer, and a last column of ones, `(batch, points, in + 1)`.
+        slopes: derivative of each hidden activation, `w0 cos(w0 z)`, `(batch, points, nodes)`.
+        outputs: `f`, `(batch, points, out_features)`.
+    """
+
+    weights: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    slopes: tuple[Tensor, ...]
+    outputs: Tensor
+
+    @classmethod
+    def of(cls, params: Mapping[str, Tensor], spec: SirenSpec, coords: Tensor) -> Self:
+        """Shapes: params name -> `(batch, *shape)`, coords `(points, in_features)`.
+
+        Raises:
+            ValueError: parameters that do not fit `spec`.
+        """
+        count = check_parameters(params, spec)
+        matrices = join(params)
+        hidden = _with_ones(coords.to(matrices[0]).expand(count, -1, -1))
+        inputs, slopes = [hidden], []
+        for matrix in matrices[:-1]:
+            angle = torch.bmm(inputs[-1], spec.w0 * matrix.mT)
+            inputs.append(_with_ones(angle.sin()))
+            slopes.append(spec.w0 * angle.cos())
+        weights = tuple(matrix[..., :-1] for matrix in matrices)
+        return cls(weights, tuple(inputs), tuple(slopes), inputs[-1] @ matrices[-1].mT)
+
+    def movements(self, delta: Matrices) -> list[Tensor]:
+        """Changes of every layer before its activation, `(batch, points, nodes)`; last is `J δ`."""
+        moved = [self.inputs[0] @ delta[0].mT]
+        for slope, weight, inputs, matrix in zip(
+            self.slopes, self.weights[1:], self.inputs[1:], delta[1:], strict=True
+        ):
+            moved.append(torch.baddbmm(inputs @ matrix.mT, slope * moved[-1], weight.mT))
+        return moved
+
+    def change(self, delta: Matrices) -> Tensor:
+        """`J δ`, `(batch, points, out_features)`."""
+        return self.movements(delta)[-1]
+
+    def pull(self, values: Tensor) -> Matrices:
+        """`Jᵀ v` of values `(batch, points, out_features)`."""
+        gradients = [values.mT @ self.inputs[-1]]
+        for slope, weight, inputs in zip(
+            self.slopes[::-1], self.weights[:0:-1], self.inputs[-2::-1], strict=True
+        ):
+            values = (values @ weight) * slope
+            gradients.append(values.mT @ inputs)
+        return gradients[::-1]
+
+    def factors(self) -> list[tuple[Tensor, Tensor]]:
+        """Inverse Kronecker factors of `Jᵀ J` for each layer: of adjoints, and of inputs.
+
+        Permuting or flipping neurons does so to rows and columns of the factors.
+        """
+        points = len(self.inputs[0][0])
+        batch, _, channels = self.outputs.shape
+        adjoint = torch.eye(channels).to(self.outputs).expand(batch, -1, -1)
+        inputs = [x.mT @ x / points for x in self.inputs]
+        factors = [(adjoint, _inverse(inputs[-1]))]
+        for slope, weight, moment in zip(
+            self.slopes[::-1], self.weights[:0:-1], inputs[-2::-1], strict=True
+        ):
+            adjoint = (weight.mT @ adjoint @ weight) * (slope.mT @ slope / points)
+            factors.append((_inverse(adjoint), _inverse(moment)))
+        return factors[::-1]
+
+    def solve(self, wanted: Tensor, iterations: int) -> Matrices:
+        """The δ that conjugate gradients reach for `J δ = wanted` from zero.
+
+        Shapes: wanted `(batch, points, out_features)`.
+        """
+        return self.stages(wanted, iterations)[-1]
+
+    def stages(self, wanted: Tensor, iterations: int) -> list[Matrices]:
+        """What `solve` reaches after each iteration, at least one."""
+        factors = self.factors()
+        delta = [w.new_zeros(*w.shape[:2], w.shape[2] + 1) for w in self.weights]
+        direction, residual, power = delta, wanted, wanted.new_zeros(len(wanted), 1, 1)
+        stages = []
+        for _ in range(iterations):
+            gradient = self.pull(residual)
+            natural = [g @ m @ a for m, (g, a) in zip(gradient, factors, strict=True)]
+            before, power = power, _inner(gradient, natural)
+            keep = _ratio(power, before)
+            direction = [n + keep * d for n, d in zip(natural, direction, strict=True)]
+            moved = self.change(direction)
+            step = _ratio(power, moved.square().sum((1, 2), keepdim=True))
+            delta = [d + step * s for d, s in zip(delta, direction, strict=True)]
+            residual = residual - step * moved
+            stages.append(delta)
+        return stages
+
+
+def join(params: Mapping[str, Tensor]) -> Matrices:
+    """Weight and bias of every layer, in order, as one matrix."""
+    layers = range(len(params) // 2)
+    names = [(f"layers.{i}.weight", f"layers.{i}.bias") for i in layers]
+    return [torch.cat([params[w], params[b].unsqueeze(2)], 2) for w, b in names]
+
+
+def split(matrices: Matrices) -> dict[str, Tensor]:
+    """The inverse of `join`."""
+    params = {}
+    for layer, matrix in enumerate(matrices):
+        params[f"layers.{layer}.weight"] = matrix[..., :-1]
+        params[f"layers.{layer}.bias"] = matrix[..., -1]
+    return params
+
+
+def tangent_pair(params: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Networks of twice the width that render `f + J δ`, for every δ up to one part in thousands.
+
+    `(C + ½) f(θ + δ/2C) - (C - ½) f(θ - δ/2C) = f + J δ + O(1/C²)`.
+
+    Shapes: params and delta name -> `(batch, *shape)`.
+    """
+    step = 0.5 / _CONTRAST
+    ahead = {name: value + step * delta[name] for name, value in params.items()}
+    behind = {name: value - step * delta[name] for name, value in params.items()}
+    return merge([ahead, behind], [_CONTRAST + 0.5, 0.5 - _CONTRAST])
+
+
+def _with_ones(x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_ones(()).expand(*x.shape[:2], 1)], 2)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """Inverse of the damped matrices (batch, n, n); the identity where all is zero."""
+    size = factor.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    damping = torch.where(size > 0, _DAMPING * size, 1.0)
+    return torch.linalg.inv(factor + damping * torch.eye(factor.shape[-1]).to(factor))
+
+
+def _inner(one: Matrices, other: Matrices) -> Tensor:
+    return sum((a * b).sum((1, 2), keepdim=True) for a, b in zip(one, other, strict=True))
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """The quotient, and 0 where the divisor is not positive."""
+    return torch.where(below > 0, above / below, 0.0)
