@@ -1,70 +1,141 @@
 """Cost of one optimizer step against torch.optim.Adam: time and extra memory per parameter.
 
-Each optimizer and size runs in a process of its own; step times are CPU time on one thread.
+Each optimizer and network runs in a process of its own; times are CPU time on one thread, means
+over 26 steps, which are two periods of the largest whitened matrix of the middle perceptron.
 """
 
 import multiprocessing
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from measure import cpu_seconds, median, peak_bytes, report
-from torch import nn
+from measure import cpu_seconds, peak_bytes, report
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from scalegmn_opt import LearnedOptimizer
-from scalegmn_opt.optim import GaugeAdam, GaugeMuon
+from scalegmn_opt import LearnedOptimizer, UpdateRule
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 
-SIZES = {"0.1 M": (784, 128, 10), "1 M": (784, 1024, 256, 10)}
-OURS = {cls.__name__: cls for cls in (LearnedOptimizer, GaugeAdam, GaugeMuon)}
-REPEATS = 10
+STEPS = 26
 
 
-def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
-    """ReLU layers of ``sizes``."""
+def perceptron(*sizes: int) -> tuple[nn.Module, Tensor]:
+    """ReLU layers of ``sizes``, and inputs."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1]), torch.randn(64, sizes[0])
 
 
-def measure(name: str, size: str) -> dict[str, Any]:
+class Residual(nn.Module):
+    """Two 3x3 convolutions with BatchNorm around a skip connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            *(
+                layer
+                for _ in range(2)
+                for layer in (
+                    nn.ReLU(),
+                    nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(channels),
+                )
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def resnet(channels: int, blocks: int) -> tuple[nn.Module, Tensor]:
+    """A small residual network on 8x8 pictures."""
+    body = [Residual(channels) for _ in range(blocks)]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    first = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    return nn.Sequential(first, *body, *head), torch.randn(8, 3, 8, 8)
+
+
+class Logits(nn.Module):
+    """GPT-2 from tokens to logits."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.gpt = GPT2LMHeadModel(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.gpt(tokens, use_cache=False).logits
+
+
+def gpt(width: int, layers: int) -> tuple[nn.Module, Tensor]:
+    """GPT-2 with 512 tokens."""
+    config = GPT2Config(n_embd=width, n_layer=layers, n_head=4, vocab_size=512, n_positions=64)
+    return Logits(config), torch.randint(512, (4, 16))
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "perceptron 0.1 M": partial(perceptron, 784, 128, 10),
+    "perceptron 1 M": partial(perceptron, 784, 1024, 256, 10),
+    "perceptron 10 M": partial(perceptron, 784, 2048, 2048, 2048, 10),
+    "ResNet 1 M": partial(resnet, 96, 6),
+    "GPT 1 M": partial(gpt, 128, 5),
+}
+ADAMS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
+    "Adam": Adam,
+    "Adam, foreach": partial(Adam, foreach=True),
+    "Adam, fused": partial(Adam, fused=True),
+}
+OURS: dict[str, Callable[[nn.Module, tuple[Tensor]], Optimizer]] = {
+    "LearnedOptimizer": LearnedOptimizer.for_model,
+    "LearnedOptimizer, no graph": lambda model, _: LearnedOptimizer(model.parameters()),
+    "LearnedOptimizer, graph network": partial(LearnedOptimizer.for_model, rule=UpdateRule()),
+    "GaugeAdam": GaugeAdam.for_model,
+    "GaugeMuon": GaugeMuon.for_model,
+    "PathSGD": PathSGD.for_model,
+}
+
+
+def measure(name: str, network: str) -> dict[str, Any]:
     """One row."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, inputs = perceptron(SIZES[size]), torch.randn(64, 784)
-    if name == "Adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters())
-    else:
-        optimizer = OURS[name].for_model(model, (inputs,))
+    model, inputs = NETWORKS[network]()
+    optimizer = ADAMS[name](model.parameters()) if name in ADAMS else OURS[name](model, (inputs,))
     model(inputs).square().mean().backward()
     count = sum(p.numel() for p in model.parameters())
     baseline = peak_bytes()
-    seconds = cpu_seconds(optimizer.step, repeats=REPEATS)
+    seconds = cpu_seconds(optimizer.step, repeats=STEPS)
     state = sum(
         value.nbytes
         for entry in optimizer.state.values()
         for value in entry.values()
         if isinstance(value, torch.Tensor)
     )
+    mean = sum(seconds) / len(seconds)
     return {
+        "network": network,
         "optimizer": name,
         "parameters": count,
-        "ms per step (median)": 1e3 * median(seconds),
-        "ms per step (min)": 1e3 * min(seconds),
-        "us per parameter": 1e6 * median(seconds) / count,
+        "ms per step": 1e3 * mean,
+        "us per parameter": 1e6 * mean / count,
         "state bytes per parameter": state / count,
         "peak extra bytes per parameter": (peak_bytes() - baseline) / count,
+        "peak MB in all": peak_bytes() / 1e6,
     }
 
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    rows = []
-    for size in SIZES:
+    rows: list[dict[str, Any]] = []
+    for network in NETWORKS:
         adam = None
-        for name in ("Adam", *OURS):
+        for name in (*ADAMS, *OURS):
             with context.Pool(1) as pool:
-                row = pool.apply(measure, (name, size))
-            adam = adam or row["ms per step (median)"]
-            rows.append({**row, "times Adam": row["ms per step (median)"] / adam})
+                row = pool.apply(measure, (name, network))
+            adam = adam or row["ms per step"]
+            rows.append({**row, "times Adam": row["ms per step"] / adam})
+            print(network, name, f"{row['us per parameter']:.3g} us", flush=True)
     report("optimizer_step", rows)

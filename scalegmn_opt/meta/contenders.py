@@ -100,7 +100,7 @@ def _gauge_muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> 
 
 
 def _untrained(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
-    return LearnedOptimizer.for_model(model, inputs, rule=UpdateRule())
+    return LearnedOptimizer.for_model(model, inputs, rule=UpdateRule(channels=0))
 
 
 def _learned(weights: str) -> Make:

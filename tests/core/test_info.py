@@ -251,7 +251,7 @@ def test_plot_needs_a_model_and_a_folder(run):
 def test_unknown_names(run):
     code, _, errors = run("info", "models:smal")
     assert code == 1
-    assert "general" in errors
+    assert "small" in errors
     code, _, errors = run("info", "symetries")
     assert code == 1
     assert "symmetries" in errors

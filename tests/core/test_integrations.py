@@ -123,7 +123,7 @@ def test_averaged_models():
     mean = AveragedModel(model)
     moving = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     schedule = SWALR(own, swa_lr=0.1, anneal_epochs=5)
-    for _ in range(20):
+    for _ in range(60):
         train(model, own, 1)
         mean.update_parameters(model)
         moving.update_parameters(model)

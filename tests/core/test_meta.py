@@ -198,7 +198,7 @@ def test_diverging_window_counts_zero_and_starts_anew():
     objective = make_objective()
     run = objective.new_worker(0)
     with torch.no_grad():
-        objective.rule.schedule.fill_(20.0)
+        objective.rule.schedule.fill_(200.0)
     resets = run.resets
     loss, log = objective(run)
     assert loss.item() == 0.0
