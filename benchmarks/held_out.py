@@ -15,12 +15,13 @@ from rich.console import Console
 from scalegmn_opt.evaluation import REPORT, Evaluation
 from scalegmn_opt.evaluation_figures import tables
 from scalegmn_opt.meta.contenders import CONTENDERS, LEARNED
+from scalegmn_opt.optim.optimizer import DEFAULT_RULE
 from scalegmn_opt.tasks import HELD_OUT
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mnist", type=Path)
-    parser.add_argument("--weights", nargs="+", default=["small"])
+    parser.add_argument("--weights", nargs="+", default=[DEFAULT_RULE])
     parser.add_argument("--out", type=Path, default=Path("runs/held_out"))
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
