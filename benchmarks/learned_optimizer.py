@@ -1,7 +1,7 @@
 """Rules against tuned optimizers on all held-out tasks, five starts each; hours on one core.
 
-`python benchmarks/learned_optimizer.py mnist.npz [--weights NAME_OR_FILE ...] [--jobs 2]`. Runs are kept in
-`--out`, so that an interrupted benchmark goes on where it was.
+`python benchmarks/learned_optimizer.py mnist.npz [--weights NAME_OR_FILE ...] [--jobs 2]`. Runs are
+kept in `--out`, so that an interrupted benchmark goes on where it was.
 """
 
 import argparse
@@ -15,12 +15,13 @@ from rich.console import Console
 from scalegmn_opt.evaluation import REPORT, Evaluation
 from scalegmn_opt.evaluation_figures import tables
 from scalegmn_opt.meta.contenders import CONTENDERS, LEARNED
+from scalegmn_opt.optim.optimizer import DEFAULT_RULE
 from scalegmn_opt.tasks import HELD_OUT
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mnist", type=Path)
-    parser.add_argument("--weights", nargs="+", default=["general"])
+    parser.add_argument("--weights", nargs="+", default=[DEFAULT_RULE])
     parser.add_argument("--out", type=Path, default=Path("runs/learned_optimizer"))
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 """The numbers of the plain rule: a search over settings on families of the suite `mixed`.
 
 `python benchmarks/rule_settings.py [--jobs 2]`: each setting trains two networks of each family for
-300 steps, from the same starts on the same batches; what counts is the mean of log(loss + 0.02) over
-the steps and families, on training and validation batches in turns.
+300 steps, from the same starts on the same batches; what counts is the mean of log(loss + 0.02)
+over steps and families, on training and validation batches in turns.
 """
 
 import argparse

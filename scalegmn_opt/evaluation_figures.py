@@ -23,7 +23,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def draw_curves(title: str, rows: Mapping[str, Sequence[Run]], *, target: float) -> "Figure":
-    """Training loss, averaged over a 25th of a run, against steps and seconds of one thread.
+    """Training loss, averaged over a tenth of a run, against steps and seconds of one thread.
 
     A line is the median over the runs, a shade goes from the first to the third quartile.
 

@@ -52,7 +52,7 @@ class Run:
 
     @property
     def final_loss(self) -> float:
-        """Mean training loss of the last 25th of the steps."""
+        """Mean training loss of the last tenth of the steps."""
         return scores.trailing_mean(self.losses)[-1]
 
     @property

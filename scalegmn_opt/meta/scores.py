@@ -6,11 +6,11 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-SMOOTHING = 25  # a curve is averaged over the last 1/25 of its length
+SMOOTHING = 10  # a curve is averaged over a tenth of its length: less, and minima are luck
 
 
 def trailing_mean(losses: Sequence[float]) -> list[float]:
-    """Mean of each loss and those before it, over a 25th of the curve; infinite after an end."""
+    """Mean of each loss and those before it, over a tenth of the curve; infinite after an end."""
     window = max(1, len(losses) // SMOOTHING)
     return [
         sum(losses[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(losses))

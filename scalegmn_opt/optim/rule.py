@@ -42,7 +42,7 @@ class UpdateRule(Rule):
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
     pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``2 (n / 64)^(1/4) / (1 + t / 30)`` along the main direction.
+    of ``2 (n / 64)^(1/2) / (1 + t / 30)`` along the main direction.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -79,7 +79,7 @@ class UpdateRule(Rule):
         }
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
-        self.rank_exponent = nn.Parameter(torch.tensor(0.25))
+        self.rank_exponent = nn.Parameter(torch.tensor(0.5))
         self.vector_gain = nn.Parameter(torch.tensor(0.0))  # log
         self.terms = (
             WeightTerms(

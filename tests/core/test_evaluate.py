@@ -14,9 +14,11 @@ from scalegmn_opt.evaluation import TARGET, TUNING_SEEDS, Evaluation
 from scalegmn_opt.meta import evaluate
 from scalegmn_opt.meta.contenders import CONTENDERS, contender
 from scalegmn_opt.meta.evaluate import EvaluatedTask, Run, best, cached_run, fingerprint, train
+from scalegmn_opt.optim.optimizer import DEFAULT_RULE
 from scalegmn_opt.tasks import SupervisedTask, digits
 from scalegmn_opt.tasks.models import mlp
 
+LEARNED = f"learned:{DEFAULT_RULE}"
 TASKS = """
 from torch import nn
 from scalegmn_opt.tasks import HeldOut, SupervisedTask, digits
@@ -45,7 +47,7 @@ def tasks_module(tmp_path, monkeypatch):
     sys.modules.pop("users_tasks", None)
 
 
-@pytest.mark.parametrize("name", [*sorted(CONTENDERS), "learned:small"])
+@pytest.mark.parametrize("name", [*sorted(CONTENDERS), LEARNED])
 def test_every_contender_lowers_the_loss_at_one_of_its_settings(name):
     grid = contender(name).grid
     settings = [grid[i] for i in range(0, len(grid), max(1, len(grid) // 4))]
@@ -173,11 +175,11 @@ def test_settings_are_chosen_by_the_mean_over_seeds():
 
 def test_an_evaluation_as_a_whole(tmp_path, tasks_module):
     evaluation = Evaluation(
-        [tasks_module], ["gauge-adam", "learned:small"], tmp_path / "out", seeds=2, progress=False
+        [tasks_module], ["gauge-adam", LEARNED], tmp_path / "out", seeds=2, progress=False
     )
     report = evaluation.run()
     task = report["tasks"][tasks_module]
-    labels = ["adam, tuned", TARGET, "adam, default", "gauge-adam", "learned:small"]
+    labels = ["adam, tuned", TARGET, "adam, default", "gauge-adam", LEARNED]
     assert list(task["rows"]) == labels
     assert task["steps"] == 12
     assert all(len(row["final_loss"]) == 2 for row in task["rows"].values())
@@ -215,10 +217,10 @@ def test_two_processes_find_what_one_finds(tmp_path, tasks_module, monkeypatch):
 def test_the_command_prints_tables(tmp_path, tasks_module, capsys):
     out = ["--out", str(tmp_path / "out"), "--seeds", "1"]
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "small", "--task", tasks_module, "--against", "gauge-muon", *out])
+        main(["evaluate", DEFAULT_RULE, "--task", tasks_module, "--against", "gauge-muon", *out])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in ("speed-up", "gauge-muon", "learned:small", "report.json", "12 steps, target"):
+    for word in ("speed-up", "gauge-muon", LEARNED, "report.json", "12 steps, target"):
         assert word in text
 
 
@@ -247,7 +249,7 @@ def test_what_is_missing_is_known_before_the_first_run(tmp_path, tasks_module):
 
 
 def test_a_learned_contender_is_the_optimizer_of_the_package():
-    made = contender("learned:small").make(mlp((64, 6, 10), nn.ReLU), (torch.zeros(2, 64),), {})
+    made = contender(LEARNED).make(mlp((64, 6, 10), nn.ReLU), (torch.zeros(2, 64),), {})
     assert isinstance(made, LearnedOptimizer)
     assert (
         subprocess.run([sys.executable, "-c", "import scalegmn_opt.meta.contenders"]).returncode

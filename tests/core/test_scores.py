@@ -14,9 +14,9 @@ from scalegmn_opt.meta.scores import (
 )
 
 
-def test_trailing_mean_is_over_a_25th():
+def test_trailing_mean_is_over_a_tenth():
     losses = [float(i) for i in range(50)]
-    assert trailing_mean(losses)[:3] == [0.0, 0.5, 1.5]
+    assert trailing_mean(losses)[:3] == [0.0, 0.5, 1.0]
     assert trailing_mean([3.0, 1.0]) == [3.0, 1.0]
     assert trailing_mean([1.0] * 49 + [float("inf")])[-1] == float("inf")
 
