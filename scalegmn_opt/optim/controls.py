@@ -45,7 +45,9 @@ class _MuonRule(_AdamRule):
 
 class _PathRule(Rule):
     decays: ClassVar = {}
-    size: ClassVar[float] = 300.0  # of 100, 300, 1000 by validation of three perceptrons
+    # of 100, 300, 1000 by validation of three perceptrons, in which max_change=1 costs nothing on
+    # digits and 4 and 7 % of the validation loss on MNIST
+    size: ClassVar[float] = 300.0
 
     @classmethod
     def init(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
-from scalegmn_opt.optim import GaugeAdam, GaugeMuon
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 from scalegmn_opt.optim.adapters import register_with_higher
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -50,7 +50,7 @@ def by_autograd(own, model, lr):
     return torch.autograd.grad(loss(params), [*model.parameters(), lr])
 
 
-@pytest.mark.parametrize("cls", [LearnedOptimizer, GaugeAdam, GaugeMuon])
+@pytest.mark.parametrize("cls", [LearnedOptimizer, GaugeAdam, GaugeMuon, PathSGD])
 def test_meta_gradients_are_those_of_autograd(cls):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

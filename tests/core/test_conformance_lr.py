@@ -60,8 +60,6 @@ def test_every_scheduler_is_here(cls):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_param_group_with_lrscheduler(cls, name, tensor):
     """The rates are those that SGD gets, and each step takes its own."""
-    if tensor and name == "CyclicLR":
-        pytest.skip("torch's CyclicLR itself does not take this")
     lr = torch.tensor(1.0) if tensor else 1.0
     model, other, steady = network(), network(), network()
     own, sgd = make(cls, model, lr=lr), torch.optim.SGD(other.parameters(), lr=1.0)

@@ -4,6 +4,7 @@ Names follow the tests of torch's own optimizers (``test/test_optim.py``).
 """
 
 import copy
+import socket
 
 import pytest
 import torch
@@ -121,6 +122,17 @@ def test_zero_grad(cls, set_to_none):
     own.zero_grad(set_to_none=set_to_none)
     for p in model.parameters():
         assert p.grad is None if set_to_none else not p.grad.any()
+
+
+def test_nothing_is_downloaded(cls, monkeypatch):
+    """Construction with all defaults, the packaged rule among them, opens no connection."""
+
+    def connect(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    model = network()
+    train(model, cls(model.parameters()))
 
 
 def test_gradients_are_not_modified(cls):
