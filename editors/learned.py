@@ -20,9 +20,7 @@ from .targets import blur, denoise, dilate, erode, local_contrast, sharpen
 
 _CHUNK = 32  # networks at once, so that a layer's activations at all pixels stay in cache
 _PAIR_ITERATIONS = 8  # of conjugate gradients
-
-PACKAGED = ("mnist-morphology", "colour-patches")
-
+PACKAGED = ("mnist-morphology", "colour-patches")  # 28x28 digits, 32x32 colour patches
 Target = Callable[[Tensor, float], Tensor]
 # What learned edits mean on pixels, and what their strengths count.
 MEANINGS: dict[str, tuple[Target, str]] = {
