@@ -130,8 +130,8 @@ def measure(case: Case, *, edits: tuple[str, ...], refits: tuple[str, ...]) -> l
     """Rows for all edits; those of `refits` also with the picture given."""
     rows, count = [], len(case.images)
     for name in edits:
-        edit = LearnedEdit(name, weights=case.weights)
-        pair = LearnedEdit(name, weights=case.weights, copies=2)
+        edit = LearnedEdit(name, case.weights)
+        pair = LearnedEdit(name, case.weights, copies=2)
         target = edit.target(case.images, 1.0)
         ways: dict[str, Way] = {
             "do nothing": lambda params, _: params,
@@ -142,7 +142,7 @@ def measure(case: Case, *, edits: tuple[str, ...], refits: tuple[str, ...]) -> l
         }
         rows += [case.row(name, target, way, run, count) for way, run in ways.items()]
         if name in refits:
-            known = given_the_picture(case, edit.editor)
+            known = given_the_picture(case, edit.editor_for(case.spec))
             few = min(count, FEW)
             rows += [case.row(name, target, f"known: {w}", run, few) for w, run in known.items()]
     return rows

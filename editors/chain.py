@@ -182,7 +182,8 @@ def resolve(
     if isinstance(meaning, Inpaint):
         meaning, mask = meaning.of(mask), None
     direct = meaning if isinstance(meaning, Edit) and mask is None else None
-    if step.mechanism in (None, REFIT) and not (step.mechanism is None and _can(direct, spec)):
+    able = step.mechanism is None and _can(direct, spec, image_size)
+    if step.mechanism in (None, REFIT) and not able:
         steps = _STEPS if step.steps is None else step.steps
         return Refit(meaning, image_size, steps, mask, optimizer, progress)
     if direct is None or step.mechanism not in (None, direct.mechanism):
@@ -191,15 +192,15 @@ def resolve(
         raise ValueError(
             f"mechanism of {step.edit}{where} must be one of {known}, got {step.mechanism!r}"
         )
-    direct.check(spec)
+    direct.check(spec, image_size)
     return direct
 
 
-def _can(edit: Edit | None, spec: SirenSpec) -> bool:
+def _can(edit: Edit | None, spec: SirenSpec, image_size: tuple[int, int]) -> bool:
     if edit is None:
         return False
     try:
-        edit.check(spec)
+        edit.check(spec, image_size)
     except ValueError:
         return False
     return True

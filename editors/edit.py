@@ -57,11 +57,14 @@ class Edit(Meaning):
         Hidden layers may come out wider than those of `spec`, see `widened`.
         """
 
-    def check(self, spec: SirenSpec) -> None:
+    def check(self, spec: SirenSpec, image_size: tuple[int, int]) -> None:
         """Reject networks that the mechanism is not made for.
 
+        Args:
+            image_size: `(height, width)` of their pictures.
+
         Raises:
-            ValueError: another architecture.
+            ValueError: another architecture, or pictures of another size.
         """
 
 

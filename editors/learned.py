@@ -20,7 +20,7 @@ from .targets import blur, denoise, dilate, erode, local_contrast, sharpen
 
 _CHUNK = 32  # networks at once, so that a layer's activations at all pixels stay in cache
 _PAIR_ITERATIONS = 8  # of conjugate gradients
-
+PACKAGED = ("mnist-morphology", "colour-patches")  # 28x28 digits, 32x32 colour patches
 Target = Callable[[Tensor, float], Tensor]
 # What learned edits mean on pixels, and what their strengths count.
 MEANINGS: dict[str, tuple[Target, str]] = {
@@ -161,51 +161,69 @@ class LearnedEdit(Edit):
     """An edit by a :class:`LearnedEditor`, whose weights are loaded when they are first needed.
 
     Args:
-        name: what recipes call it; one of the editor's edits.
-        weights: name of packaged weights, or a file's path.
+        name: what recipes call it; one of the editors' edits.
+        weights: names of packaged weights, or files' paths; networks choose the editor that was
+            trained for their architecture.
         copies: 1 keeps the architecture; 2 doubles the hidden width and comes much closer.
 
     Raises:
-        ValueError: an unknown name, or another number of copies.
+        ValueError: an unknown name, no weights, or another number of copies.
     """
 
     mechanism = "learned"
 
-    def __init__(self, name: str, *, weights: str | os.PathLike[str], copies: int = 1) -> None:
+    def __init__(self, name: str, *weights: str | os.PathLike[str], copies: int = 1) -> None:
         if name not in MEANINGS:
             raise ValueError(f"name must be one of {sorted(MEANINGS)}, got {name!r}")
+        if not weights:
+            raise ValueError("weights must be at least one name or path, got none")
         if copies not in (1, 2):
             raise ValueError(f"copies must be 1 or 2, got {copies}")
         self.name, self.copies, self._weights = name, copies, weights
         self._target, self.unit = MEANINGS[name]
 
     @cached_property
-    def editor(self) -> LearnedEditor:
-        """The trained network.
+    def editors(self) -> tuple[LearnedEditor, ...]:
+        """The trained networks.
 
         Raises:
             ValueError: weights of an editor that has not learned this edit.
         """
-        editor = LearnedEditor.from_pretrained(self._weights)
-        if self.name not in editor.edits:
-            raise ValueError(
-                f"weights must be of an editor that learned {self.name}, "
-                f"got one of {sorted(editor.edits)}"
-            )
-        return editor
+        editors = tuple(LearnedEditor.from_pretrained(weights) for weights in self._weights)
+        for editor in editors:
+            if self.name not in editor.edits:
+                raise ValueError(
+                    f"weights must be of an editor that learned {self.name}, "
+                    f"got one of {sorted(editor.edits)}"
+                )
+        return editors
+
+    def editor_for(self, spec: SirenSpec) -> LearnedEditor:
+        """The editor that was trained for such networks.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for editor in self.editors:
+            if editor.spec == spec:
+                return editor
+        known = " or ".join(str(editor.spec) for editor in self.editors)
+        raise ValueError(f"spec must be that of an editor for {self.name}, {known}, got {spec}")
 
     def target(self, images: Tensor, strength: float) -> Tensor:
         return self._target(images, strength)
 
-    def check(self, spec: SirenSpec) -> None:
+    def check(self, spec: SirenSpec, image_size: tuple[int, int]) -> None:
         """As in :class:`Edit`.
 
         Raises:
-            ValueError: networks that the editor was not trained for.
+            ValueError: networks or pictures that no editor was trained for.
         """
-        if spec != self.editor.spec:
+        size = self.editor_for(spec).size
+        if tuple(image_size) != (size, size):
             raise ValueError(
-                f"spec must be that of the editor for {self.name}, {self.editor.spec}, got {spec}"
+                f"image_size must be that of the editor for {self.name}, {(size, size)}, "
+                f"got {tuple(image_size)}"
             )
 
     def apply(
@@ -216,11 +234,11 @@ class LearnedEdit(Edit):
         Raises:
             ValueError: for a negative strength, or networks that the editor was not trained for.
         """
-        self._check_strength(strength)
-        self.check(spec)
+        editor = self.editor_for(spec)
+        self._check_strength(strength, editor)
         count = check_parameters(params, spec)
         first = next(iter(params.values()))
-        editor = self.editor.to(first)
+        editor = editor.to(first)
         pieces = []
         with torch.no_grad():
             for start in range(0, count, _CHUNK):
@@ -230,21 +248,19 @@ class LearnedEdit(Edit):
                 pieces.append(editor(some, spec, strengths, copies=self.copies))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in params}
 
-    def _check_strength(self, strength: float) -> None:
+    def _check_strength(self, strength: float, editor: LearnedEditor) -> None:
         check_strength(self.name, strength)
         if strength < 0:
             raise ValueError(f"strength of {self.name} must not be negative, got {strength}")
-        largest = self.editor.edits[self.name]
+        largest = editor.edits[self.name]
         if strength > largest:
             message = f"strength of {self.name}: trained up to {largest:g}, got {strength:g}"
             warnings.warn(message, stacklevel=3)
 
 
-def learned_edits(
-    weights: str | os.PathLike[str] = "mnist-morphology", *, copies: int = 1
-) -> tuple[LearnedEdit, ...]:
-    """Every learned edit, by the packaged editor of 28x28 pictures of strokes or another one."""
-    return tuple(LearnedEdit(name, weights=weights, copies=copies) for name in MEANINGS)
+def learned_edits(*, copies: int = 1) -> tuple[LearnedEdit, ...]:
+    """Every learned edit, by the packaged editors of 28x28 digits and of 32x32 colour patches."""
+    return tuple(LearnedEdit(name, *PACKAGED, copies=copies) for name in MEANINGS)
 
 
 def _as_spec(spec: Mapping[str, Any] | SirenSpec | None) -> SirenSpec:

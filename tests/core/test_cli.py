@@ -10,7 +10,9 @@ import torch
 
 from scalegmn_opt import UpdateRule, cli
 from scalegmn_opt.editors import LearnedEditor
+from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import INRStore, SirenSpec, fit_store
+from scalegmn_opt.recipe import load_recipe
 from scalegmn_opt.symmetry import Verification
 
 RULE = """
@@ -397,6 +399,13 @@ def test_meta_training_of_an_editor_fits_its_networks_once(run, tmp_path):
     code, _, errors = run(*arguments, "--resume")
     assert code == 1
     assert "holds networks of other images" in error_lines(errors)[0]
+
+
+def test_photographs_are_a_source_of_patches():
+    recipe = load_recipe("colour_patches_editor", EditorRecipe)
+    images, names = cli._training_images(recipe, None)
+    assert images.shape == (recipe.count, 3, recipe.size, recipe.size)
+    assert names[:2] == ("patches[0]", "patches[1]")
 
 
 def test_sources_of_unequal_channels(run, tmp_path):

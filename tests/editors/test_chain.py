@@ -35,7 +35,7 @@ class Doubled(Edit):
     def apply(self, params, spec, strength):
         return merge([params, params], [0.5, 0.5 + strength])
 
-    def check(self, spec):
+    def check(self, spec, image_size):
         if spec != SPEC:
             raise ValueError(f"spec must be {SPEC}, got {spec}")
 

@@ -130,27 +130,27 @@ def test_every_tensor_changes_and_reads_edit_and_strength():
 
 def test_no_strength_is_no_change_exactly(weights):
     start = params()
-    edited = LearnedEdit("dilate", weights=weights).apply(start, SPEC, 0.0)
+    edited = LearnedEdit("dilate", weights).apply(start, SPEC, 0.0)
     assert all(torch.equal(edited[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
 def test_strengths_that_mean_nothing(weights, strength):
     with pytest.raises(ValueError, match="strength of dilate"):
-        LearnedEdit("dilate", weights=weights).apply(params(), SPEC, strength)
+        LearnedEdit("dilate", weights).apply(params(), SPEC, strength)
 
 
 def test_strengths_beyond_the_trained_range_are_warned_of(weights):
     with pytest.warns(UserWarning, match=r"strength of dilate: trained up to 1, got 1\.5"):
-        edited = LearnedEdit("dilate", weights=weights).apply(params(), SPEC, 1.5)
+        edited = LearnedEdit("dilate", weights).apply(params(), SPEC, 1.5)
     assert all(value.isfinite().all() for value in edited.values())
-    LearnedEdit("blur", weights=weights).apply(params(), SPEC, 1.5)  # within its own range
+    LearnedEdit("blur", weights).apply(params(), SPEC, 1.5)  # within its own range
 
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_chunks_give_the_same(weights, monkeypatch, copies):
     start = params(count=7, dtype=torch.float64)
-    made = LearnedEdit("blur", weights=weights, copies=copies)
+    made = LearnedEdit("blur", weights, copies=copies)
     whole = made.apply(start, SPEC, 0.8)
     monkeypatch.setattr("scalegmn_opt.editors.learned._CHUNK", 3)
     assert difference(made.apply(start, SPEC, 0.8), whole) < 1e-9
@@ -161,7 +161,7 @@ def test_inputs_are_not_modified_and_the_dtype_follows(weights, copies):
     for dtype in (torch.float64, torch.float32):
         start = params(dtype=dtype)
         kept = {name: value.clone() for name, value in start.items()}
-        edited = LearnedEdit("dilate", weights=weights, copies=copies).apply(start, SPEC, 1.0)
+        edited = LearnedEdit("dilate", weights, copies=copies).apply(start, SPEC, 1.0)
         assert list(edited) == list(start)
         assert all(torch.equal(start[name], kept[name]) for name in start)
         assert all(value.dtype == dtype and not value.requires_grad for value in edited.values())
@@ -181,14 +181,26 @@ def test_two_copies_come_closer_to_the_imagined_picture():
     assert two < 0.5 * one
 
 
-def test_only_networks_of_its_own_architecture(weights):
-    made = LearnedEdit("dilate", weights=weights)
-    made.check(SPEC)
+def test_only_networks_and_pictures_it_was_trained_for(weights):
+    made = LearnedEdit("dilate", weights)
+    made.check(SPEC, (6, 6))
+    with pytest.raises(ValueError, match=r"image_size must be that .*\(6, 6\), got \(6, 7\)"):
+        made.check(SPEC, (6, 7))
     for spec in (SirenSpec(hidden=(7, 6)), SirenSpec(hidden=(7, 5), w0=20.0)):
-        with pytest.raises(ValueError, match="spec must be that of the editor for dilate"):
+        with pytest.raises(ValueError, match="spec must be that of an editor for dilate"):
             made.apply(params(spec=spec), spec, 1.0)
     with pytest.raises(ValueError, match="params"):
         made.apply(params(spec=SirenSpec(hidden=(7, 6))), SPEC, 1.0)
+
+
+def test_networks_choose_the_editor_that_was_trained_for_them(weights, tmp_path):
+    spec, other = SirenSpec(hidden=(4, 4)), tmp_path / "other.safetensors"
+    editor(seed=1, spec=spec).save_pretrained(other)
+    both = LearnedEdit("dilate", weights, other)
+    for known, alone in ((SPEC, weights), (spec, other)):
+        start = params(spec=known)
+        expected = LearnedEdit("dilate", alone).apply(start, known, 1.0)
+        assert difference(both.apply(start, known, 1.0), expected) == 0.0
 
 
 def test_deep_and_coloured_networks():
@@ -201,7 +213,7 @@ def test_deep_and_coloured_networks():
 def test_a_zero_tensor_is_read_and_changed_by_finite_numbers(weights):
     start = params()
     start["layers.1.bias"] = torch.zeros_like(start["layers.1.bias"])
-    edited = LearnedEdit("dilate", weights=weights).apply(start, SPEC, 1.0)
+    edited = LearnedEdit("dilate", weights).apply(start, SPEC, 1.0)
     assert all(value.isfinite().all() for value in edited.values())
 
 
@@ -217,16 +229,18 @@ def test_files(weights, tmp_path):
     with pytest.raises(ValueError, match="'editor'"):
         LearnedEditor.from_pretrained(tmp_path / "r")
     with pytest.raises(FileNotFoundError, match="no weights 'nothing'"):
-        LearnedEdit("dilate", weights="nothing").apply(params(), SPEC, 1.0)
+        LearnedEdit("dilate", "nothing").apply(params(), SPEC, 1.0)
     with pytest.raises(ValueError, match=r"weights must be of an editor that learned erode"):
-        LearnedEdit("erode", weights=weights).apply(params(), SPEC, 1.0)
+        LearnedEdit("erode", weights).apply(params(), SPEC, 1.0)
 
 
 def test_names_and_copies(weights):
     with pytest.raises(ValueError, match="name must be one of"):
-        LearnedEdit("sing", weights=weights)
+        LearnedEdit("sing", weights)
+    with pytest.raises(ValueError, match="weights must be at least one"):
+        LearnedEdit("dilate")
     with pytest.raises(ValueError, match="copies must be 1 or 2, got 8"):
-        LearnedEdit("dilate", weights=weights, copies=8)
+        LearnedEdit("dilate", weights, copies=8)
 
 
 def test_packaged_edits_load_their_weights_late():
@@ -236,4 +250,4 @@ def test_packaged_edits_load_their_weights_late():
     assert torch.equal(edits[0].target(images, 1.0), dilate(images, 1.0))
     for edit in edits:
         assert edit.mechanism == "learned"
-        assert "editor" not in vars(edit)
+        assert "editors" not in vars(edit)

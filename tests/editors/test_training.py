@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from scalegmn_opt.editors import LearnedEdit
+from scalegmn_opt.editors import LearnedEditor
 from scalegmn_opt.editors.learned import MEANINGS
 from scalegmn_opt.editors.picture import one_hot
 from scalegmn_opt.editors.training import EditingObjective, EditorRecipe, resize
@@ -71,7 +71,7 @@ def test_the_average_of_the_weights_is_saved(recipe, store, images, tmp_path):
             p += 1
     objective(worker)
     objective.save(tmp_path / "w.safetensors")
-    saved = LearnedEdit("blur", weights=tmp_path / "w.safetensors").editor.state_dict()
+    saved = LearnedEditor.from_pretrained(tmp_path / "w.safetensors").state_dict()
     for name, value in before.items():
         torch.testing.assert_close(saved[name], value + 0.01, atol=1e-6, rtol=0)
     trained = [name for name, p in objective.named_parameters() if p.requires_grad]
