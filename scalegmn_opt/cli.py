@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel
-from torch import Tensor, set_num_threads
+from torch import set_num_threads
 
 from scalegmn_opt.recipe import load_recipe, one_of
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from scalegmn_opt.graph import WeightGraph
-    from scalegmn_opt.inr import INRStore, SirenSpec
     from scalegmn_opt.meta import MetaTrainer
 
 app = typer.Typer(
@@ -29,8 +28,6 @@ app = typer.Typer(
 )
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 KINDS = ("rule", "editor")
-_SMALL, _MIDDLE = 32**2, 128**2  # pixels
-_SAME_PSNR = 0.01  # dB
 
 
 class _AnyTraining(BaseModel):
@@ -197,14 +194,15 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the initialisations.")] = 0,
 ) -> None:
     """Fit a SIREN to every image and store them all; an interrupted run goes on when repeated."""
+    from scalegmn_opt.image_networks import fitted, quality
     from scalegmn_opt.inr import load_images
 
     if not output.absolute().parent.is_dir():  # known before, not after minutes of fitting
         raise FileNotFoundError(f"--output must lie in an existing folder, got {output}")
     pixels, names = load_images(images)
     options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
-    store = _fitted(pixels, names, output, seed=seed, **options)
-    typer.echo(f"{output}: {_quality(store)}")
+    store = fitted(pixels, names, output, seed=seed, **options)
+    typer.echo(f"{output}: {quality(store)}")
 
 
 @app.command()
@@ -236,6 +234,7 @@ def edit(
         measure,
         write_report,
     )
+    from scalegmn_opt.image_networks import fitted_before, quality, spec_for
     from scalegmn_opt.inr import INRStore, load_images, load_state_dicts
 
     loaded, images = load_recipe(recipe, EditRecipe), None
@@ -245,12 +244,12 @@ def edit(
         store = INRStore.load(source)
     else:
         images, names = load_images([source])
-        spec, size = _spec(images, hidden, w0), (images.shape[2], images.shape[3])
+        spec, size = spec_for(images, hidden, w0), (images.shape[2], images.shape[3])
         check_recipe(loaded, EDITS, spec=spec, image_size=size)  # before minutes of fitting
         check_writable(out)
         options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
-        store = _fitted_before(images, names, out / "fitted.safetensors", **options)
-        typer.echo(f"{source}: {_quality(store)}")
+        store = fitted_before(images, names, out / "fitted.safetensors", **options)
+        typer.echo(f"{source}: {quality(store)}")
     check_writable(out)
     report = measure(
         store, loaded, EDITS, images=images, scale=scale, curve=compare, progress=True
@@ -332,76 +331,6 @@ def _train(trainer: "MetaTrainer", *, resume: bool) -> None:
         typer.echo(f"no picture of the meta-loss: {error}")
     else:
         typer.echo(f"meta-loss: {out / 'meta.png'}")
-
-
-def _fitted(
-    images: Tensor,
-    names: tuple[str, ...],
-    path: Path,
-    *,
-    hidden: str | None,
-    w0: float,
-    steps: int | None,
-    target_psnr: float,
-    seed: int = 0,
-) -> "INRStore":
-    """Networks fitted to the images and saved at `path`."""
-    from scalegmn_opt.inr import fit_resumable, partial_folder
-
-    spec = _spec(images, hidden, w0)
-    steps = (100 if images[0, 0].numel() <= _SMALL else 300) if steps is None else steps
-    options = {"seed": seed, "steps": steps, "target_psnr": target_psnr}
-    try:
-        return fit_resumable(images, names, spec, path, **options)
-    except KeyboardInterrupt:
-        kept = f"finished networks are in {partial_folder(path)}; the same command goes on"
-        typer.echo(f"interrupted: {kept}", err=True)
-        raise SystemExit(130) from None
-
-
-def _fitted_before(
-    images: Tensor,
-    names: tuple[str, ...],
-    path: Path,
-    *,
-    hidden: str | None,
-    w0: float,
-    steps: int | None,
-    target_psnr: float,
-) -> "INRStore":
-    """Networks fitted to the images: those at `path`, if they are as good as they say there."""
-    from scalegmn_opt.editors import psnr
-    from scalegmn_opt.inr import INRStore, render
-
-    if path.is_file():
-        store, spec = INRStore.load(path), _spec(images, hidden, w0)
-        if (store.spec, store.names, store.image_size) == (spec, names, tuple(images.shape[2:])):
-            found = psnr(render(store.params, spec, *store.image_size), images)
-            if (found - store.psnr).abs().max() < _SAME_PSNR:
-                return store
-    options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
-    return _fitted(images, names, path, **options)
-
-
-def _spec(images: Tensor, hidden: str | None, w0: float) -> "SirenSpec":
-    from scalegmn_opt.inr import SirenSpec
-
-    pixels = images[0, 0].numel()
-    widths = (32, 32) if pixels <= _SMALL else (64,) * 3 if pixels <= _MIDDLE else (128,) * 3
-    chosen = widths if hidden is None else _widths(hidden)
-    return SirenSpec(hidden=chosen, out_features=images.shape[1], w0=w0)
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--hidden: expected widths such as 32,32, got {text!r}") from error
-
-
-def _quality(store: "INRStore") -> str:
-    count = f"{len(store)} networks" if len(store) > 1 else "1 network"
-    return f"{count}, PSNR mean {store.psnr.mean():.1f} dB, min {store.psnr.min():.1f} dB"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scalegmn_opt import UpdateRule, cli
+from scalegmn_opt.editor_data import training_images
 from scalegmn_opt.editors import LearnedEditor
 from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import INRStore, SirenSpec, fit_store
@@ -403,7 +404,7 @@ def test_meta_training_of_an_editor_fits_its_networks_once(run, tmp_path):
 
 def test_photographs_are_a_source_of_patches():
     recipe = load_recipe("colour_patches_editor", EditorRecipe)
-    images, names = cli._training_images(recipe, None)
+    images, names = training_images(recipe, None)
     assert images.shape == (recipe.count, 3, recipe.size, recipe.size)
     assert names[:2] == ("patches[0]", "patches[1]")
 

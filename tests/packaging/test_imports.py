@@ -43,6 +43,7 @@ RANKS = {
     "demo": 11,
     "editor_data": 11,
     "evaluation": 11,
+    "image_networks": 11,
     "info": 11,
     "cli": 12,
 }
