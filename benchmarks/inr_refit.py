@@ -25,7 +25,7 @@ from scalegmn_opt.optim.state import Rule
 
 SPEC = SirenSpec()
 STEPS = (10, 15, 20, 30, 40, 50)
-RATES = (2e-3, 5e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RATES = (2e-3, 5e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 Params = dict[str, Tensor]
 
 
@@ -44,7 +44,7 @@ OPTIMIZERS: dict[str, Callable[[float], StackedOptimizer | None]] = {
     "Adam, short memory": Adam,
     "GaugeAdam": by(rule(GaugeAdam)),
     "GaugeMuon": by(rule(GaugeMuon)),
-    "UpdateRule, small": by(UpdateRule.from_pretrained("small")),
+    "UpdateRule, general": by(UpdateRule.from_pretrained("general")),
 }
 
 

@@ -42,7 +42,7 @@ class RuleValidation:
 
     def loss(self, objective: RuleObjective, number: int) -> float:
         """The loss of run ``number`` with the rule of ``objective``."""
-        options = RunOptions(self.networks, (self.steps, self.steps), validation=True)
+        options = RunOptions(self.networks, (self.steps, self.steps), batches="validation")
         run = InnerRun(objective.rule, self.suite, options=options, seed=number)
         _, _, losses = unroll(
             objective.rule, run, run.params, run.state, steps=self.steps, differentiable=False

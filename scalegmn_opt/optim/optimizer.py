@@ -43,8 +43,9 @@ class LearnedOptimizer(GraphOptimizer):
             initial size; a larger step of a parameter is scaled down. None: no limit.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
-    float64 parameters), 12 bytes a parameter; ``step``; ``target`` and ``source``, the gauge at
-    the first step, one number a neuron.
+    float64 parameters), 12 bytes a parameter; ``whitener``, ``n²`` numbers of each matrix whose
+    smaller side ``n`` is 65 to 2048, at most 4 bytes a parameter; ``step``; ``target`` and
+    ``source``, the gauge at the first step, one number a neuron.
 
     Raises:
         ValueError: for a negative ``lr`` or ``weight_decay``, and ``model`` without

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.directions import relative_to_noise
 from scalegmn_opt.optim.whitening import is_whitened, kept_numbers, whiten
-from scalegmn_opt.symmetry import Gauge, forward_sweep, scale_ratio
+from scalegmn_opt.symmetry import activity_sweep, scale_ratio
 
 State = dict[str, dict[str, Tensor]]  # by parameter; see Rule.init
 
@@ -48,20 +48,26 @@ class Rule(nn.Module):
         Args:
             input_rms: root mean square of the networks' inputs, a number or (batch,).
         """
-        gauge = forward_sweep(graph, pack(graph, params), input_rms=input_rms)
+        ends = activity_sweep(graph, pack(graph, params), input_rms=input_rms)
         return {
-            name: cls._rest(params[name], blocks, gauge)
+            name: cls._rest(params[name], blocks, *ends)
             for name, blocks in graph.parameters.items()
         }
 
     @classmethod
-    def _rest(cls, p: Tensor, blocks: tuple[WeightBlock, ...], gauge: Gauge) -> dict[str, Tensor]:
+    def _rest(
+        cls,
+        p: Tensor,
+        blocks: tuple[WeightBlock, ...],
+        targets: Mapping[str, Tensor],
+        sources: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
         return {
             "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
             **{key: torch.zeros_like(p) for key in cls.decays},
             **cls._whiteners(p, blocks),
-            "target": torch.cat([gauge.scales[block.target] for block in blocks], 1),
-            "source": torch.cat([gauge.scales[block.source] for block in blocks], 1),
+            "target": torch.cat([targets[block.target] for block in blocks], 1),
+            "source": torch.cat([sources[block.source] for block in blocks], 1),
         }
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from scalegmn_opt.symmetry.gauge import (
     Gauge,
+    activity_sweep,
     backward_sweep,
     forward_sweep,
     gauged,
@@ -13,6 +14,7 @@ __all__ = [
     "Gauge",
     "Transform",
     "Verification",
+    "activity_sweep",
     "backward_sweep",
     "forward_sweep",
     "gauged",

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from scalegmn_opt.graph import NeuronGroup, Role, WeightBlock, WeightGraph
 
+_BOUNDED = frozenset({"arctan", "erf", "hardtanh", "sine", "softsign", "tanh"})
+
 
 @dataclass(frozen=True)
 class Gauge:
@@ -43,10 +45,34 @@ def forward_sweep(
         edges: packed parameters, by block (batch, out, in, kernel).
         input_rms: root mean square of the network's input, a number or (batch,).
     """
+    return Gauge(_sweep(graph, edges, input_rms=input_rms, bounded=frozenset())[0])
+
+
+def activity_sweep(
+    graph: WeightGraph, edges: dict[str, Tensor], *, input_rms: Tensor | float = 1.0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sizes (batch, nodes) of a change that a neuron would notice, and of what it gives, by group.
+
+    Both are the scales of :func:`forward_sweep`, but where an odd activation ``σ(f z)`` is bounded
+    by one: there a pre-activation of more than ``1 / f`` is not more sensitive for its size, and no
+    more than one comes out. Such neurons have no positive scale, so that as pairs of sizes at the
+    ends of a weight they are a gauge as well. Arguments as there.
+    """
+    return _sweep(graph, edges, input_rms=input_rms, bounded=_BOUNDED)
+
+
+def _sweep(
+    graph: WeightGraph,
+    edges: dict[str, Tensor],
+    *,
+    input_rms: Tensor | float,
+    bounded: frozenset[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     batch = len(edges[graph.blocks[0].name]) // graph.blocks[0].folds
     one = edges[graph.blocks[0].name].new_ones(batch, 1)
     rms = torch.as_tensor(input_rms, dtype=one.dtype, device=one.device).expand(batch)
     scales: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for name, blocks in graph.sweep:
         group = graph.group[name]
         if group.role is Role.INPUT:
@@ -56,10 +82,15 @@ def forward_sweep(
         elif not blocks:
             scales[name] = one.expand(-1, group.size)
         else:
-            square = sum(_incoming_power(b, edges[b.name], scales[b.source]) for b in blocks)
+            square = sum(_incoming_power(b, edges[b.name], outputs[b.source]) for b in blocks)
             shared = not group.symmetry.rescales or group.symmetry.common
             scales[name] = _scale(square, shared=shared)
-    return Gauge(scales)
+        outputs[name] = scales[name]
+        if group.activation and group.activation.name in bounded:
+            factor = abs(group.activation.parameter)
+            outputs[name] = (factor * scales[name]).clamp_max(1.0)
+            scales[name] = scales[name].clamp_max(1.0 / factor)
+    return scales, outputs
 
 
 def backward_sweep(

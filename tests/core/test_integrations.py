@@ -131,7 +131,7 @@ def test_averaged_models():
     start = F.cross_entropy(network()(X), Y)
     assert own.param_groups[0]["lr"] == pytest.approx(0.1)
     for averaged in (mean, moving):
-        assert F.cross_entropy(averaged(X), Y) < 0.7 * start
+        assert F.cross_entropy(averaged(X), Y) < 0.8 * start
 
 
 def test_accelerate_with_accumulation(tmp_path):

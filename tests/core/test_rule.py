@@ -164,7 +164,7 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
                 ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
                 direction = whitened((ahead * ratio[name])[..., None])[..., 0]
             length = 2 / (1 + step / 30) * (1 + step / 3000)
-            length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.25
+            length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.5
             expected = -length * scale[name] * ratio[name] * direction
             torch.testing.assert_close(updates[name], expected, rtol=1e-6, atol=1e-12)
 

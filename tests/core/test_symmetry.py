@@ -25,7 +25,13 @@ from scalegmn_opt.graph import (
     pack,
     trace,
 )
-from scalegmn_opt.symmetry import Transform, forward_sweep, gauged, random_transform
+from scalegmn_opt.symmetry import (
+    Transform,
+    activity_sweep,
+    forward_sweep,
+    gauged,
+    random_transform,
+)
 from scalegmn_opt.testing import random_graph, random_params, random_tied_graph
 
 EVERY = [Symmetry(*flags) for flags in itertools.product((False, True), repeat=3)]
@@ -232,6 +238,48 @@ def test_forward_sweep_by_hand():
     assert scales["a"][0].tolist() == pytest.approx([(2.5**2 + 2**2) ** 0.5, 1.0])  # zero row: 1
     shared = forward_sweep(chain(SIGN), edges, input_rms=0.5).scales["a"][0].tolist()
     assert shared == pytest.approx([((2.5**2 + 2**2) / 2) ** 0.5] * 2)
+
+
+class Sine(nn.Module):
+    def __init__(self, frequency):
+        super().__init__()
+        self.frequency = frequency
+
+    def forward(self, x):
+        return torch.sin(self.frequency * x)
+
+
+def layers(activation):
+    module = nn.Sequential(nn.Linear(2, 3), activation, nn.Linear(3, 1)).double()
+    graph = trace(module, (torch.ones(1, 2, dtype=torch.float64),))
+    return graph, pack(graph, {n: p.detach()[None] for n, p in module.named_parameters()})
+
+
+def test_activities_of_bounded_neurons():
+    torch.manual_seed(0)
+    graph, edges = layers(Sine(30.0))
+    hidden = graph.block["0.weight"].target
+    plain = forward_sweep(graph, edges).scales
+    sensitive, active = activity_sweep(graph, edges)
+    size = plain[hidden][0, 0].item()
+    assert size > 1 / 30  # which is where a sine of frequency 30 saturates
+    assert sensitive[hidden].tolist() == [[pytest.approx(1 / 30)] * 3]
+    assert active[hidden].tolist() == [[1.0] * 3]
+    out, last = graph.block["2.weight"].target, (edges["2.weight"], edges["2.bias"])
+    expected = (last[0].square().sum() + last[1].square().sum()).sqrt()
+    assert sensitive[out].item() == pytest.approx(expected.item())
+    graph, edges = layers(nn.Tanh())
+    tenth = {name: e / 10 for name, e in edges.items()}
+    assert forward_sweep(graph, tenth).scales[hidden].max() < 1
+    for sizes in activity_sweep(graph, tenth):  # nothing saturates
+        assert all(torch.equal(sizes[n], s) for n, s in forward_sweep(graph, tenth).scales.items())
+
+
+def test_activities_without_bounds_are_the_scales():
+    graph, edges = layers(nn.ReLU())
+    scales = forward_sweep(graph, edges, input_rms=50.0).scales
+    for sizes in activity_sweep(graph, edges, input_rms=50.0):
+        assert all(torch.equal(sizes[name], s) for name, s in scales.items())
 
 
 def test_input_rms_of_each_network():

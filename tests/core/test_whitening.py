@@ -1,0 +1,111 @@
+"""Whitening at a bounded cost: exact for small matrices, by a kept whitener for large ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from scalegmn_opt import UpdateRule, trace
+from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.optim.directions import apply_whitener, rms, whitened, whitener
+from scalegmn_opt.optim.whitening import (
+    EXACT_RANK,
+    LARGEST_RANK,
+    is_whitened,
+    kept_numbers,
+    rank,
+    shortened,
+    whiten,
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def block_of(*shape):
+    return WeightGraph.from_parameters({"w": shape}).blocks[0]
+
+
+def newton_schulz(x, steps=5):
+    """Muon's own iteration on the matrix itself, the reference."""
+    x = x / x.norm()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_whitener_is_newton_schulz_on_the_gram_matrix(shape):
+    x = torch.randn(1, *shape, 1, generator=seeded(), dtype=torch.float64)
+    wide = x[0, :, :, 0] if shape[0] <= shape[1] else x[0, :, :, 0].T
+    expected = newton_schulz(wide) * max(shape) ** 0.5
+    found = apply_whitener(whitener(x), x)[0, :, :, 0]
+    found = found if shape[0] <= shape[1] else found.T
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_damping_bounds_what_a_whitener_does_to_other_matrices():
+    x = torch.zeros(1, 20, 40, 1, dtype=torch.float64)
+    x[0, 0, :, 0] = torch.randn(40, generator=seeded(), dtype=torch.float64)  # of rank one
+    other = torch.randn(1, 20, 40, 1, generator=seeded(1), dtype=torch.float64)
+    plain, damped = (rms(apply_whitener(whitener(x, damping=d), other)) for d in (0.0, 0.1))
+    assert plain > 20
+    assert damped < 20
+
+
+def test_which_blocks_are_whitened_and_what_is_kept():
+    assert not is_whitened(block_of(7))
+    assert is_whitened(block_of(EXACT_RANK, 100))
+    assert rank(block_of(8, 3, 5, 5)) == 8
+    assert kept_numbers(block_of(EXACT_RANK, 100)) == 0
+    assert kept_numbers(block_of(100, EXACT_RANK + 1)) == (EXACT_RANK + 1) ** 2
+    assert not is_whitened(block_of(LARGEST_RANK + 1, LARGEST_RANK + 1))
+    assert kept_numbers(block_of(LARGEST_RANK + 1, LARGEST_RANK + 1)) == 0
+
+
+def test_a_kept_whitener_is_renewed_in_time_and_used_in_between():
+    block = block_of(2 * EXACT_RANK + 2, 2 * EXACT_RANK + 2)  # a period of three steps
+    kept = torch.zeros(1, kept_numbers(block))
+    renewed = []
+    for step in range(1, 8):
+        momentum = torch.randn(1, *block.shape, generator=seeded(step))
+        direction, after = whiten(block, momentum, kept, step=step)
+        renewed.append(not torch.equal(after, kept))
+        if renewed[-1]:
+            values = torch.linalg.svdvals(direction[0, :, :, 0]) / block.shape[0] ** 0.5
+            assert 0.6 < values[0] < 1.3
+        assert 0.1 < rms(direction) <= 1 + 1e-6
+        kept = after
+    assert renewed == [True, True, True, False, False, True, False]
+
+
+def test_shortened_shortens_only():
+    long, short = torch.full((1, 2, 2, 1), 3.0), torch.full((1, 2, 2, 1), 0.5)
+    assert torch.equal(shortened(torch.cat([long, short]), folds=1), torch.cat([long / 3, short]))
+
+
+def test_whitened_vectors_are_normalised():
+    x = torch.randn(1, 7, 1, 1, generator=seeded())
+    torch.testing.assert_close(rms(whitened(x)), torch.ones(1, 1, 1, 1))
+
+
+def test_large_matrices_train_across_the_steps_in_between():
+    torch.manual_seed(0)
+    width = EXACT_RANK + 6
+    model = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+    x = torch.randn(128, width)
+    y = torch.tanh(x @ torch.randn(width, width) / 8)
+    graph = trace(model, (x,))
+    params = {n: p.detach()[None] for n, p in model.named_parameters()}
+    rule = UpdateRule(channels=0).requires_grad_(False)
+    state, losses = rule.init(graph, params), []
+    assert state["0.weight"]["whitener"].shape == (1, width**2)
+    for _ in range(40):
+        leaves = {n: p[0].clone().requires_grad_() for n, p in params.items()}
+        loss = (torch.func.functional_call(model, leaves, (x,)) - y).square().mean()
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        updates, state = rule(graph, params, {n: g[None] for n, g in grads.items()}, state)
+        params = {n: p + updates[n] for n, p in params.items()}
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
