@@ -72,7 +72,15 @@ class Logits(nn.Module):
 
 def gpt(width: int, layers: int) -> tuple[nn.Module, Tensor]:
     """GPT-2 with 512 tokens."""
-    config = GPT2Config(n_embd=width, n_layer=layers, n_head=4, vocab_size=512, n_positions=64)
+    config = GPT2Config(
+        n_embd=width,
+        n_layer=layers,
+        n_head=4,
+        vocab_size=512,
+        n_positions=64,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return Logits(config), torch.randint(512, (4, 16))
 
 

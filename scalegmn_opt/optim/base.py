@@ -162,7 +162,7 @@ class GraphOptimizer(Optimizer):
         check_devices(type(self).__name__, parameters)
         dtype = _working_dtype(parameters)
         params = {name: _constant(p).to(dtype)[None] for name, p in parameters.items()}
-        grads = {name: torch.zeros_like(p) for name, p in params.items()}
+        grads = {n: torch.zeros_like(p) for n, p in params.items() if n not in active}
         for name, (p, group) in active.items():
             grad = -p.grad if group["maximize"] else p.grad
             grads[name] = finite(name, grad.to(dtype), self._health)[None]

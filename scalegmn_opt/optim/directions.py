@@ -62,15 +62,20 @@ def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * (1 + damping)
     trace = torch.where(trace > 0, trace, 1.0)
     a, b, c = _NEWTON_SCHULZ
-    eye = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    gram = gram / trace + eye * (damping / (1 + damping) / len(eye))
+    gram = _plus_identity(gram / trace, damping / (1 + damping) / gram.shape[1])
     total = None
     for iteration in range(_ITERATIONS):
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * eye
+        step = _plus_identity(torch.baddbmm(gram, gram, gram, beta=b, alpha=c), a)
         total = step if total is None else step @ total
         if iteration + 1 < _ITERATIONS:
             gram = step @ gram @ step
     return total * trace.rsqrt()
+
+
+def _plus_identity(matrix: Tensor, factor: float) -> Tensor:
+    """``matrix`` (batch, n, n), changed in place."""
+    matrix.diagonal(dim1=1, dim2=2).add_(factor)
+    return matrix
 
 
 def apply_whitener(matrix: Tensor, x: Tensor) -> Tensor:

@@ -93,7 +93,9 @@ class Rule(nn.Module):
             for block, part in zip(blocks, kept, strict=True):
                 found[block.name] = None
                 if is_whitened(block):
-                    momentum = -block.pack(ahead) * scale_ratio(block, *ends[block.name])
+                    target, source = (block.fold(x, i) for i, x in enumerate(ends[block.name]))
+                    momentum = block.pack(ahead) * -target[:, :, None, None]
+                    momentum = momentum.div_(source[:, None, :, None])
                     step = int(own["step"][0])
                     found[block.name], part = whiten(block, momentum, part, step=step)
                 parts.append(part)
