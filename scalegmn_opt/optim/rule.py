@@ -47,7 +47,7 @@ class UpdateRule(Rule):
     All tensors have a leading batch axis of networks of one graph.
 
     Args:
-        channels: width of each stream of a neuron; 0 for a rule that does not read the graph.
+        channels: width of each stream of a neuron; 0 for a rule without these networks.
         message_channels: of each stream and direction of messages.
         hidden_channels: width of the neurons' MLPs.
         weight_channels: hidden width of the MLP of a single weight.
@@ -59,7 +59,7 @@ class UpdateRule(Rule):
     """
 
     decays: ClassVar = {"fast": 0.9, "slow": 0.98, "square": 0.99}
-    size: ClassVar[float] = 0.3
+    size: ClassVar[float] = 0.3  # of the step that stands in for one that cannot be right
     whitens: ClassVar[bool] = True
 
     def __init__(
