@@ -81,18 +81,12 @@ def measure(
         coarse.advance(edit, params, spec, step.strength)
         fine.advance(edit, _first(params, SAMPLE), spec, step.strength)
         stages.append(fine.current)
-        steps.append(
-            StepScore(
-                _as_taken(step, edit),
-                edit.mechanism,
-                coarse.scores[-1],
-                fine.scores[-1],
-                alone.mse(coarse.current).mean().item(),
-                after.ms_per_inr,
-                after.cpu_ms_per_inr,
-                _curve(*before, coarse) if curve else None,
-            )
-        )
+        own = alone.mse(coarse.current).mean().item()
+        points = _curve(*before, coarse) if curve else None
+        scores = coarse.scores[-1], fine.scores[-1]
+        times = after.ms_per_inr, after.cpu_ms_per_inr
+        taken = _as_taken(step, edit)
+        steps.append(StepScore(taken, edit.mechanism, *scores, own, *times, points))
     psnr = psnr_from_mse(coarse.truth.mse(coarse.current))
     return EditReport(
         recipe=recipe,

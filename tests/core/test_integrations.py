@@ -127,7 +127,7 @@ def test_averaged_models():
     mean = AveragedModel(model)
     moving = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     schedule = SWALR(own, swa_lr=0.1, anneal_epochs=5)
-    for _ in range(60):
+    for _ in range(120):
         train(model, own, 1)
         mean.update_parameters(model)
         moving.update_parameters(model)
@@ -135,7 +135,7 @@ def test_averaged_models():
     start = F.cross_entropy(network()(X), Y)
     assert own.param_groups[0]["lr"] == pytest.approx(0.1)
     for averaged in (mean, moving):
-        assert F.cross_entropy(averaged(X), Y) < 0.8 * start
+        assert F.cross_entropy(averaged(X), Y) < 0.7 * start
 
 
 def test_accelerate_with_accumulation(tmp_path):

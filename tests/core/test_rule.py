@@ -166,7 +166,7 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
             length = 2 / (1 + step / 30) * (1 + step / 3000)
             length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.5
             expected = -length * scale[name] * ratio[name] * direction
-            torch.testing.assert_close(updates[name], expected, rtol=1e-6, atol=1e-12)
+            torch.testing.assert_close(updates[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_zero_gradients_move_nothing():
