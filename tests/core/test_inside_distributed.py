@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from optimizers import CLASSES, X, loss_of, make, network, options_of, train
+from optimizers import CLASSES, X, make, network, options_of
 from torch import nn
 
 
@@ -126,11 +126,11 @@ def worker(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     for cls in CLASSES:
         torch.manual_seed(rank)
-        model = nn.parallel.DistributedDataParallel(network())
+        model = nn.parallel.DistributedDataParallel(network().double())
         own = make(cls, model.module, max_change=1.0)
         for _ in range(5):
             own.zero_grad()
-            nn.functional.cross_entropy(model(X[rank::2]), LABELS[rank::2]).backward()
+            nn.functional.cross_entropy(model(X[rank::2].double()), LABELS[rank::2]).backward()
             own.step()
         torch.save(model.module.state_dict(), f"{folder}/{cls.__name__}{rank}.pt")
     dist.destroy_process_group()
@@ -147,10 +147,16 @@ def test_distributed_data_parallel(tmp_path):
             torch.load(tmp_path / f"{cls.__name__}{rank}.pt", weights_only=True)
             for rank in range(2)
         )
-        model = network()
-        start = loss_of(model).item()
-        train(model, make(cls, model, max_change=1.0), 5)
-        assert loss_of(model).item() < start
+        model, x = network().double(), X.double()
+        own = make(cls, model, max_change=1.0)
+        losses = []
+        for _ in range(6):  # in float64: whitening makes much of rounding
+            own.zero_grad()
+            losses.append(nn.functional.cross_entropy(model(x), LABELS))
+            if len(losses) < 6:
+                losses[-1].backward()
+                own.step()
+        assert losses[-1] < losses[0]
         for name, p in model.state_dict().items():
             assert torch.equal(first[name], second[name])
-            torch.testing.assert_close(first[name], p, rtol=2e-2, atol=2e-3)
+            torch.testing.assert_close(first[name], p, rtol=1e-6, atol=1e-9)
