@@ -1,16 +1,16 @@
 """UpdateRule: the pure function that a learned optimizer learns."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
-from scalegmn_opt.optim.directions import rms
 from scalegmn_opt.optim.edges import Edges, joined
-from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
+from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
 from scalegmn_opt.optim.terms import Ends, WeightTerms
 from scalegmn_opt.optim.whitening import is_whitened, rank
 from scalegmn_opt.pretrained import restore, save_weights
@@ -130,15 +130,17 @@ class UpdateRule(Rule):
             params, grads: (batch, *shape) by name.
             state: from :meth:`init` or the previous step.
         """
-        state = self._advance(state, grads)
-        edges, state = self._edges(graph, params, grads, state)
-        steps = torch.stack([values["step"] for values in state.values()]).amax(0)
-        read = self.terms.read(self._seen(graph), edges, _time(steps)) if self.terms else None
+        weights, renewed = pack(graph, params), {}
+        edges: Iterable[Edges] = self._edges(graph, weights, grads, state, renewed)
+        read: Iterable[Ends | None] = repeat(None)
+        if self.terms:
+            edges = list(edges)
+            steps = torch.stack([own["step"] for own in renewed.values()]).amax(0)
+            read = self.terms.read(self._seen(graph), edges, _time(steps))
         updates: dict[str, Tensor] = {}
-        for i, part in enumerate(edges):
-            update = self._update(part, read[i] if read else None)
-            updates |= {block.name: own for block, own in part.split(update)}
-        return unpack(graph, updates), state
+        for found in map(self._update, edges, read):  # what one needs is free before the next
+            updates |= found
+        return unpack(graph, updates), renewed
 
     def _seen(self, graph: WeightGraph) -> WeightGraph:
         """The graph as the neurons' networks know it."""
@@ -156,50 +158,80 @@ class UpdateRule(Rule):
     def _edges(
         self,
         graph: WeightGraph,
-        params: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
         state: State,
-    ) -> tuple[list[Edges], State]:
-        directions, state = self.main_directions(graph, grads, state)
-        weights, ends = pack(graph, params), gauge_ends(graph, state)
-        gains = {name: self._gains(values["step"]) for name, values in state.items()}
+        renewed: State,
+    ) -> Iterator[Edges]:
+        """What is read of each block, with biases last and as one; fills the next state."""
+        gains = self._gains({name: own["step"] + 1 for name, own in state.items()})
+        biases: list[Edges] = []
+        for name, blocks in graph.parameters.items():
+            parts, renewed[name] = self._parts(
+                graph, blocks, weights, grads[name], state[name], gains[name]
+            )
+            if _is_plain_bias(blocks[0]):
+                biases += parts
+            else:
+                yield from _given_away(parts)
+            del parts
+        if biases:
+            yield joined(biases)
+
+    def _parts(
+        self,
+        graph: WeightGraph,
+        blocks: Sequence[WeightBlock],
+        weights: Mapping[str, Tensor],
+        grad: Tensor,
+        own: dict[str, Tensor],
+        gains: dict[str, Tensor],
+    ) -> tuple[list[Edges], dict[str, Tensor]]:
+        mains, own = self.main_directions(blocks, grad, self.advanced(own, grad))
         parts = []
-        for block in graph.blocks:
-            own = state[block.parameter]
-            like = {k: _each(v, block.folds) for k, v in gains[block.parameter].items()}
+        for block, main, ends in zip(blocks, mains, block_ends(blocks, own), strict=True):
+            like = {key: _each(value, block.folds) for key, value in gains.items()}
             parts.append(
                 Edges(
                     (block,),
                     weights[block.name],
                     *(block.pack(own[key]) for key in self.decays),
-                    directions[block.name],
+                    main,
                     **like,
                     scale=torch.full_like(like["length"], step_scale(graph, block)),
-                    target=block.fold(ends[block.name][0], 0)[:, :, None, None],
-                    source=block.fold(ends[block.name][1], 1)[:, None, :, None],
+                    target=block.fold(ends[0], 0)[:, :, None, None],
+                    source=block.fold(ends[1], 1)[:, None, :, None],
                 )
             )
-        plain = [p for p in parts if _is_plain_bias(p.blocks[0])]
-        rest = [p for p in parts if not _is_plain_bias(p.blocks[0])]
-        return ([*rest, joined(plain)] if plain else rest), state
+        return parts, own
 
-    def _gains(self, steps: Tensor) -> dict[str, Tensor]:
-        """Factors (batch,) of fast and slow momentum over noise, and the length of a step."""
-        noise = (1 - self.decays["square"] ** steps).sqrt()
-        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** steps) for k in ("fast", "slow")}
-        return {**gains, "length": self._step_length(steps)}
+    def _gains(self, steps: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Factors (batch, 1, 1, 1) of momenta over noise, and lengths of steps, by parameter.
 
-    def _update(self, edges: Edges, ends: Ends | None) -> Tensor:
-        """The updates of weights, by chunks of rows."""
+        Worked out for all parameters at once.
+        """
+        joint = torch.cat(list(steps.values()))
+        noise = (1 - self.decays["square"] ** joint).sqrt()
+        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** joint) for k in ("fast", "slow")}
+        gains["length"] = self._step_length(joint)
+        split = (x.reshape(-1, 1, 1, 1).chunk(len(steps)) for x in gains.values())
+        return {
+            name: dict(zip(gains, own, strict=True))
+            for name, *own in zip(steps, *split, strict=True)
+        }
+
+    def _update(self, edges: Edges, ends: Ends | None) -> dict[str, Tensor]:
+        """The updates of weights by block, worked out by chunks of rows."""
         parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
         step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return edges.updates(step, self._lengths(edges, step))
+        del parts
+        update = edges.updates(step, self._lengths(edges, step))
+        return {block.name: own for block, own in edges.split(update)}
 
     def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
-        directions = edges.directions(rows)
         if self.terms is None or ends is None:
-            return sum(beta * d for beta, d in zip(self.mixture, directions, strict=True))
-        weights = edges.weights(rows)
+            return edges.mixture(self.mixture, rows)
+        directions, weights = edges.directions(rows), edges.weights(rows)
         out = self.terms(directions, weights, ends, rows)
         step = out[:, 1] * weights
         for k, direction in enumerate(directions):
@@ -207,15 +239,9 @@ class UpdateRule(Rule):
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
     def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
-        """Factors (batch · folds, out, 1, 1) that give ``step`` its length, by block."""
-        parts = []
-        for (block, own), (_, like) in zip(
-            edges.split(step), edges.split(edges.main_direction()), strict=True
-        ):
-            size = rms(own, folds=block.folds)
-            gain = rms(like, folds=block.folds) / torch.where(size > 0, size, 1.0)
-            parts.append((gain * self._gain(block)).expand(-1, block.shape[0], -1, -1))
-        return torch.cat(parts, 1)
+        """Factors (batch · folds, out or 1, 1, 1) that give ``step`` its length, by block."""
+        size, like = edges.sizes(step), edges.sizes(edges.main_direction())
+        return like / torch.where(size > 0, size, 1.0) * self._gain(edges.blocks[0])
 
     def _gain(self, block: WeightBlock) -> Tensor:
         if is_whitened(block):
@@ -235,9 +261,16 @@ def _is_plain_bias(block: WeightBlock) -> bool:
     return block.is_vector and block.shape[1:] == (1, 1) and block.folds == 1
 
 
+def _given_away(parts: list[Edges]) -> Iterator[Edges]:
+    """The elements of ``parts``, which is empty then, so that nothing holds them any longer."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
+
+
 def _each(values: Tensor, folds: int) -> Tensor:
-    """Values (batch,) for all folds (batch · folds, 1, 1, 1)."""
-    return values.repeat_interleave(folds)[:, None, None, None]
+    """Values (batch, ...) for all folds (batch · folds, ...)."""
+    return values if folds == 1 else values.repeat_interleave(folds, 0)
 
 
 def _time(steps: Tensor) -> Tensor:
