@@ -184,7 +184,9 @@ class GraphOptimizer(Optimizer):
         if len(state) < len(params):
             state = self._initial_state(params) | state
         self._move_rule(next(iter(params.values())))
-        updates, state = self.rule(self.graph, params, grads, state)
+        resting = state.keys() - active.keys()
+        state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
+        updates, state = self._apply_rule(params, grads, state)
         own = {name: updates[name] for name in active}
         limited = [name for name, (_, group) in active.items() if group["max_change"] is not None]
         own, sizes = guarded(own, self.graph, state, self.rule, self._health, unbounded=limited)
@@ -193,6 +195,15 @@ class GraphOptimizer(Optimizer):
             {name: {k: v[0] for k, v in state[name].items()} for name in active},
             sizes,
         )
+
+    def _apply_rule(
+        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State
+    ) -> tuple[dict[str, Tensor], State]:
+        self.rule.overwrites = not torch.is_grad_enabled()
+        try:
+            return self.rule(self.graph, params, grads, state)
+        finally:
+            self.rule.overwrites = False
 
     def _initial_state(self, params: dict[str, Tensor]) -> State:
         state = self.rule.init(self.graph, params, input_rms=self.input_rms)

@@ -71,9 +71,11 @@ def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     wide = _wide(x)
     gram = torch.bmm(wide, wide.mT)
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * (1 + damping)
-    trace = torch.where(trace > 0, trace, 1.0)
+    trace = trace + (trace == 0)
     a, b, c = _NEWTON_SCHULZ
-    gram = _plus_identity(scaled(gram, trace.reciprocal()), damping / (1 + damping) / gram.shape[1])
+    gram = scaled(gram, trace.reciprocal())
+    if damping:
+        gram = _plus_identity(gram, damping / (1 + damping) / gram.shape[1])
     total = None
     for iteration in range(_ITERATIONS):
         step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # and a times the identity

@@ -131,7 +131,7 @@ def invariants(directions: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         (fast, main),
         (weights, main),
     )
-    return torch.stack([x * y for x, y in pairs], 1).clamp_(-_LIMIT, _LIMIT)
+    return torch.stack([x * y for x, y in pairs], 1).clamp(-_LIMIT, _LIMIT)
 
 
 def joined(parts: Sequence[Edges]) -> Edges:

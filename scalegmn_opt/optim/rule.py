@@ -241,7 +241,7 @@ class UpdateRule(Rule):
     def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
         """Factors (batch · folds, out or 1, 1, 1) that give ``step`` its length, by block."""
         size, like = edges.sizes(step), edges.sizes(edges.main_direction())
-        return like / torch.where(size > 0, size, 1.0) * self._gain(edges.blocks[0])
+        return like / (size + (size == 0)) * self._gain(edges.blocks[0])
 
     def _gain(self, block: WeightBlock) -> Tensor:
         if is_whitened(block):
@@ -275,4 +275,5 @@ def _each(values: Tensor, folds: int) -> Tensor:
 
 def _time(steps: Tensor) -> Tensor:
     """Saturating features (batch, scales) of a number of steps (batch,)."""
-    return torch.stack([steps / (steps + scale) for scale in _TIME_SCALES], -1)
+    steps = steps.unsqueeze(-1)
+    return steps / (steps + steps.new_tensor(_TIME_SCALES))

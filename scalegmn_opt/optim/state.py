@@ -24,11 +24,15 @@ class Rule(nn.Module):
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
     gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
     A rule that ``whitens`` calls :meth:`main_directions` for each parameter at each step.
+
+    ``overwrites`` is set by an optimizer that gives its state away: averages are then renewed in
+    their own memory, which saves 4 bytes a parameter and decay.
     """
 
     decays: ClassVar[dict[str, float]]
     size: ClassVar[float] = 1.0
     whitens: ClassVar[bool] = False
+    overwrites: bool = False
 
     def init(
         self,
@@ -111,10 +115,10 @@ class Rule(nn.Module):
 
     def advanced(self, own: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
         """The state of a parameter after one more gradient, but for what is whitened."""
-        averages = {
-            key: torch.lerp(grad.square() if key == "square" else grad, own[key], decay)
-            for key, decay in self.decays.items()
-        }
+        averages = {}
+        for key, decay in self.decays.items():
+            given, old = grad.square() if key == "square" else grad, own[key]
+            averages[key] = torch.lerp(given, old, decay, out=old if self.overwrites else None)
         return {**own, "step": own["step"] + 1, **averages}
 
     def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
