@@ -13,6 +13,7 @@ DIRECTIONS = 3  # fast and slow momentum relative to noise, main direction
 INVARIANTS = 6
 _CHUNK = 1 << 15  # weights of all networks that are worked on at a time
 _LIMIT = 3.0
+_LEAST = 1e-4  # mean of squared signal over noise
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,32 @@ class Edges:
             return self.main
         return self.fast * inverse_root(self.square) * self.fast_gain
 
+    def coherence(self) -> list[tuple[WeightBlock, Tensor]]:
+        """How coherent the gradients of each block have been, (batch, 2) by fast and slow momentum.
+
+        Half the log of the mean of ``m² / v`` over weights that ever had a gradient: 0 if all
+        gradients are the same, the lower the more they are noise.
+        """
+        ratios, counts = [], []
+        for rows in self.chunks():
+            square = self.square[:, rows]
+            noise = inverse_root(square)
+            sums = [
+                (momentum[:, rows] * noise * _rows(gain, rows)).square().sum((2, 3))
+                for momentum, gain in ((self.fast, self.fast_gain), (self.slow, self.slow_gain))
+            ]
+            ratios.append(torch.stack(sums, 2))
+            counts.append((square > 0).sum((2, 3)))
+        found = []
+        for (block, ratio), (_, count) in zip(
+            self.split(torch.cat(ratios, 1)), self.split(torch.cat(counts, 1)), strict=True
+        ):
+            total = ratio.unflatten(0, (-1, block.folds)).sum((1, 2))
+            seen = count.unflatten(0, (-1, block.folds)).sum((1, 2))[:, None]
+            mean = torch.where(seen > 0, total / seen.clamp_min(1), 1.0)
+            found.append((block, mean.clamp_min(_LEAST).log() / 2))
+        return found
+
     def weights(self, rows: slice) -> Tensor:
         """Weights with entries O(1), invariant to positive scales."""
         target = _rows(self.scale.rsqrt() / self.target, rows)
@@ -110,7 +137,7 @@ def invariants(directions: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         (fast, main),
         (weights, main),
     )
-    return torch.stack([x * y for x, y in pairs], 1).clamp_(-_LIMIT, _LIMIT)
+    return torch.stack([x * y for x, y in pairs], 1).clamp(-_LIMIT, _LIMIT)
 
 
 def joined(parts: Sequence[Edges]) -> Edges:

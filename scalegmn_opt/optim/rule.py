@@ -1,13 +1,14 @@
 """UpdateRule: the pure function that a learned optimizer learns."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import log
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.graph import Role, WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.directions import rms
 from scalegmn_opt.optim.edges import Edges, joined
 from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
@@ -20,6 +21,8 @@ _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature 
 _START = 2.0  # the first step before meta-training
 _DECAY = 30.0, 3000.0  # it falls as 1 / t between these numbers of steps
 _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
+_LAYERS = 3.0  # and the number of matrices of its network
+_KINDS = 5
 _MAX_LOG_STEP = 3.0
 
 
@@ -28,13 +31,16 @@ class UpdateRule(Rule):
 
     The update of a weight is, in gauge coordinates,
 
-    ``Δŵ_ij = step(t) (n / 64)^γ / fan_in · N[exp(l_ij) (Σ_k (β_k + m_ijk) d^k_ij + f_ij ŵ_ij)]``
+    ``Δŵ_ij = step / fan_in · N[exp(l_ij) (Σ_k (β_k + m_ijk) d^k_ij + f_ij ŵ_ij)]``
 
     with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
-    moment, and a main one, which is whitened momentum of a matrix with smaller side ``n``, and fast
-    momentum of a vector, whose step has a factor of its own instead of ``(n / 64)^γ``. ``N`` gives
-    a block the root mean square of its main direction, so that how far is decided by the few
-    numbers of the schedule alone, and where to by all.
+    moment, and a main one, which is whitened momentum of a matrix, and fast momentum of a vector.
+    ``N`` gives a block the root mean square of its main direction, so that how far is decided by
+    the few numbers of ``step`` alone, and where to by all.
+
+    ``step`` is that of a schedule in time, times ``exp`` of linear functions of what kind of block
+    it is (:func:`_kind`: a matrix's smaller side ``n``, a vector, of the last or first layer, of
+    how many) and of how coherent its and all gradients have been (:meth:`Edges.coherence`).
 
     ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
     a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
@@ -79,8 +85,8 @@ class UpdateRule(Rule):
         }
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
-        self.rank_exponent = nn.Parameter(torch.tensor(0.5))
-        self.vector_gain = nn.Parameter(torch.tensor(0.0))  # log
+        self.kinds = nn.Parameter(torch.tensor([0.5, *[0.0] * (_KINDS - 1)]))
+        self.coherence = nn.Parameter(torch.zeros(2, 2))
         self.terms = (
             WeightTerms(
                 channels=channels,
@@ -119,11 +125,25 @@ class UpdateRule(Rule):
         edges, state = self._edges(graph, params, grads, state)
         steps = torch.stack([values["step"] for values in state.values()]).amax(0)
         read = self.terms.read(gauged(graph), edges, _time(steps)) if self.terms else None
+        factors = self._factors(graph, edges)
         updates: dict[str, Tensor] = {}
         for i, part in enumerate(edges):
-            update = self._update(part, read[i] if read else None)
+            update = self._update(part, read[i] if read else None, factors)
             updates |= {block.name: own for block, own in part.split(update)}
         return unpack(graph, updates), state
+
+    def _factors(self, graph: WeightGraph, edges: Sequence[Edges]) -> dict[str, Tensor]:
+        """What the step of each block (batch,) is multiplied by, for its kind and coherence."""
+        found = {block.name: x for part in edges for block, x in part.coherence()}
+        every = torch.stack(list(found.values())).mean(0)
+        return {
+            name: torch.exp(
+                self.kinds @ self.kinds.new_tensor(_kind(graph, graph.block[name]))
+                + own @ self.coherence[0]
+                + every @ self.coherence[1]
+            )
+            for name, own in found.items()
+        }
 
     def _edges(
         self,
@@ -161,11 +181,11 @@ class UpdateRule(Rule):
         gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** steps) for k in ("fast", "slow")}
         return {**gains, "length": self._step_length(steps)}
 
-    def _update(self, edges: Edges, ends: Ends | None) -> Tensor:
+    def _update(self, edges: Edges, ends: Ends | None, factors: Mapping[str, Tensor]) -> Tensor:
         """The updates of weights, by chunks of rows."""
         parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
         step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return edges.updates(step, self._lengths(edges, step))
+        return edges.updates(step, self._lengths(edges, step, factors))
 
     def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
         directions = edges.directions(rows)
@@ -178,7 +198,7 @@ class UpdateRule(Rule):
             step = step + (self.mixture[k] + out[:, 2 + k]) * direction
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
-    def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
+    def _lengths(self, edges: Edges, step: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
         """Factors (batch · folds, out, 1, 1) that give ``step`` its length, by block."""
         parts = []
         for (block, own), (_, like) in zip(
@@ -186,13 +206,9 @@ class UpdateRule(Rule):
         ):
             size = rms(own, folds=block.folds)
             gain = rms(like, folds=block.folds) / torch.where(size > 0, size, 1.0)
-            parts.append((gain * self._gain(block)).expand(-1, block.shape[0], -1, -1))
+            gain = gain * _each(factors[block.name], block.folds)
+            parts.append(gain.expand(-1, block.shape[0], -1, -1))
         return torch.cat(parts, 1)
-
-    def _gain(self, block: WeightBlock) -> Tensor:
-        if is_whitened(block):
-            return (rank(block) / _RANK) ** self.rank_exponent
-        return self.vector_gain.exp()
 
     def _step_length(self, steps: Tensor) -> Tensor:
         """A learned schedule without a horizon (batch,), ``2 / (1 + t / 30)`` before training."""
@@ -201,6 +217,21 @@ class UpdateRule(Rule):
         times = _time(steps)
         features = torch.cat([torch.ones_like(times[:, :1]), times], 1)
         return plain * torch.exp(features @ self.schedule)
+
+
+def _kind(graph: WeightGraph, block: WeightBlock) -> tuple[float, ...]:
+    """Features of a block: log (n / 64), vector, of the last and the first layer, log (layers / 3).
+
+    The first is 0 of a vector, whose step has a factor of its own; layers are matrices.
+    """
+    matrix = is_whitened(block)
+    return (
+        log(rank(block) / _RANK) if matrix else 0.0,
+        float(not matrix),
+        float(graph.group[block.target].role == Role.OUTPUT),
+        float(graph.group[block.source].role == Role.INPUT),
+        log(max(1, sum(map(is_whitened, graph.blocks))) / _LAYERS),
+    )
 
 
 def _is_plain_bias(block: WeightBlock) -> bool:
