@@ -9,7 +9,7 @@ from scalegmn_opt.meta.estimators import Batches, RuleObjective, TruncatedBackpr
 from scalegmn_opt.meta.evolution import EvolutionStrategies, PersistentES
 from scalegmn_opt.meta.objectives import Aim
 from scalegmn_opt.meta.task import TaskSuite
-from scalegmn_opt.optim.rule import UpdateRule
+from scalegmn_opt.optim.rule import SymmetryName, UpdateRule
 
 
 class _Strict(BaseModel):
@@ -23,6 +23,7 @@ class RuleSize(_Strict):
     message_channels: int = Field(default=8, ge=1)
     hidden_channels: int = Field(default=32, ge=1)
     weight_channels: int = Field(default=8, ge=1)
+    symmetry: SymmetryName = "scale"
 
 
 class TrainerOptions(_Strict):

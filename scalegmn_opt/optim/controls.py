@@ -49,9 +49,8 @@ class _PathRule(Rule):
     # digits and 4 and 7 % of the validation loss on MNIST
     size: ClassVar[float] = 300.0
 
-    @classmethod
     def init(
-        cls,
+        self,
         graph: WeightGraph,
         params: Mapping[str, Tensor],
         *,

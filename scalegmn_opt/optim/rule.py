@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from math import log
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
 from scalegmn_opt.optim.terms import Ends, WeightTerms
 from scalegmn_opt.optim.whitening import is_whitened, rank
 from scalegmn_opt.pretrained import restore, save_weights
-from scalegmn_opt.symmetry import gauged
+from scalegmn_opt.symmetry import gauged, only_permuted
+
+SymmetryName = Literal["scale", "permutation"]
 
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
 _START = 2.0  # the first step before meta-training
@@ -57,6 +59,12 @@ class UpdateRule(Rule):
         message_channels: of each stream and direction of messages.
         hidden_channels: width of the neurons' MLPs.
         weight_channels: hidden width of the MLP of a single weight.
+        symmetry: what the rule is equivariant to. ``"permutation"`` is an ablation: a gauge of all
+            ones, and networks that know of no multipliers; steps then depend on how the network
+            is scaled, and with ``channels`` on signs.
+
+    Raises:
+        ValueError: for an unknown ``symmetry``.
 
     References:
         Kalogeropoulos et al., arXiv 2406.10685; Metz et al., "VeLO", arXiv 2211.09760 (time and
@@ -75,13 +83,20 @@ class UpdateRule(Rule):
         message_channels: int = 8,
         hidden_channels: int = 32,
         weight_channels: int = 8,
+        symmetry: SymmetryName = "scale",
     ) -> None:
         super().__init__()
+        if symmetry not in get_args(SymmetryName):
+            raise ValueError(
+                f"symmetry: expected one of {get_args(SymmetryName)}, got {symmetry!r}"
+            )
+        self.symmetry = symmetry
         self.config: dict[str, Any] = {
             "channels": channels,
             "message_channels": message_channels,
             "hidden_channels": hidden_channels,
             "weight_channels": weight_channels,
+            "symmetry": symmetry,
         }
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
@@ -124,7 +139,7 @@ class UpdateRule(Rule):
         state = self._advance(state, grads)
         edges, state = self._edges(graph, params, grads, state)
         steps = torch.stack([values["step"] for values in state.values()]).amax(0)
-        read = self.terms.read(gauged(graph), edges, _time(steps)) if self.terms else None
+        read = self.terms.read(self._seen(graph), edges, _time(steps)) if self.terms else None
         factors = self._factors(graph, edges)
         updates: dict[str, Tensor] = {}
         for i, part in enumerate(edges):
@@ -144,6 +159,19 @@ class UpdateRule(Rule):
             )
             for name, own in found.items()
         }
+
+    def _seen(self, graph: WeightGraph) -> WeightGraph:
+        """The graph as the neurons' networks know it."""
+        return gauged(graph) if self.symmetry == "scale" else only_permuted(graph)
+
+    def _gauge(
+        self, graph: WeightGraph, params: Mapping[str, Tensor], input_rms: Tensor | float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        ends = super()._gauge(graph, params, input_rms)
+        if self.symmetry == "scale":
+            return ends
+        targets, sources = ({n: torch.ones_like(s) for n, s in end.items()} for end in ends)
+        return targets, sources
 
     def _edges(
         self,

@@ -30,9 +30,8 @@ class Rule(nn.Module):
     size: ClassVar[float] = 1.0
     whitens: ClassVar[bool] = False
 
-    @classmethod
     def init(
-        cls,
+        self,
         graph: WeightGraph,
         params: Mapping[str, Tensor],
         *,
@@ -48,15 +47,20 @@ class Rule(nn.Module):
         Args:
             input_rms: root mean square of the networks' inputs, a number or (batch,).
         """
-        ends = activity_sweep(graph, pack(graph, params), input_rms=input_rms)
+        ends = self._gauge(graph, params, input_rms)
         return {
-            name: cls._rest(params[name], blocks, *ends)
+            name: self._rest(params[name], blocks, *ends)
             for name, blocks in graph.parameters.items()
         }
 
-    @classmethod
+    def _gauge(
+        self, graph: WeightGraph, params: Mapping[str, Tensor], input_rms: Tensor | float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scales (batch, nodes) of neurons as targets and as sources of weights, by group."""
+        return activity_sweep(graph, pack(graph, params), input_rms=input_rms)
+
     def _rest(
-        cls,
+        self,
         p: Tensor,
         blocks: tuple[WeightBlock, ...],
         targets: Mapping[str, Tensor],
@@ -64,15 +68,14 @@ class Rule(nn.Module):
     ) -> dict[str, Tensor]:
         return {
             "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
-            **{key: torch.zeros_like(p) for key in cls.decays},
-            **cls._whiteners(p, blocks),
+            **{key: torch.zeros_like(p) for key in self.decays},
+            **self._whiteners(p, blocks),
             "target": torch.cat([targets[block.target] for block in blocks], 1),
             "source": torch.cat([sources[block.source] for block in blocks], 1),
         }
 
-    @classmethod
-    def _whiteners(cls, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
-        count = sum(map(kept_numbers, blocks)) if cls.whitens else 0
+    def _whiteners(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
+        count = sum(map(kept_numbers, blocks)) if self.whitens else 0
         return {"whitener": p.new_zeros(len(p), count)} if count else {}
 
     def main_directions(

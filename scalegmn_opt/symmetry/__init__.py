@@ -6,6 +6,7 @@ from scalegmn_opt.symmetry.gauge import (
     backward_sweep,
     forward_sweep,
     gauged,
+    only_permuted,
     scale_ratio,
 )
 from scalegmn_opt.symmetry.transform import Transform, Verification, random_transform, verify
@@ -18,6 +19,7 @@ __all__ = [
     "backward_sweep",
     "forward_sweep",
     "gauged",
+    "only_permuted",
     "random_transform",
     "scale_ratio",
     "verify",

@@ -188,3 +188,11 @@ def gauged(graph: WeightGraph) -> WeightGraph:
     )
     scales = (replace(scale, rescales=False, erased=False) for scale in graph.scales)
     return WeightGraph(tuple(groups), graph.blocks, graph.axes, tuple(scales))
+
+
+@lru_cache(maxsize=256)
+def only_permuted(graph: WeightGraph) -> WeightGraph:
+    """The graph with its permutations and without any multipliers, positive or negative."""
+    none = {"flips": False, "rescales": False, "common": False}
+    groups = (replace(g, symmetry=replace(g.symmetry, **none), scales=()) for g in graph.groups)
+    return WeightGraph(tuple(groups), graph.blocks, graph.axes)

@@ -22,9 +22,9 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def trained_rule(size=0.05):
+def trained_rule(size=0.05, **options):
     torch.manual_seed(0)
-    rule = UpdateRule(channels=4, message_channels=3, hidden_channels=8).double()
+    rule = UpdateRule(channels=4, message_channels=3, hidden_channels=8, **options).double()
     with torch.no_grad():
         for p in rule.parameters():
             p.add_(size * torch.randn(p.shape, generator=seeded(3), dtype=p.dtype))
@@ -179,6 +179,16 @@ def test_adam_depends_on_the_scales(name):
 def test_without_the_model_the_scales_matter(name):
     rule = trained_rule()
     assert divergence(name, lambda m, _: LearnedOptimizer(m.parameters(), rule=rule)) > 1e-3
+
+
+def test_with_permutation_symmetry_the_scales_matter():
+    rule = trained_rule(symmetry="permutation")
+
+    def make(model, x):
+        return LearnedOptimizer.for_model(model, (x,), rule=rule)
+
+    assert divergence("permutation", make) < 1e-7
+    assert divergence("positive scale", make) > 1e-3
 
 
 # Optimizing

@@ -20,6 +20,7 @@ from scalegmn_opt.graph import (
 )
 from scalegmn_opt.optim.directions import relative_to_noise, unit_rms, whitened
 from scalegmn_opt.pretrained import available, save_weights
+from scalegmn_opt.symmetry import only_permuted
 from scalegmn_opt.testing import random_graph, random_params, random_tied_graph
 
 SMALL = {"channels": 4, "message_channels": 3, "hidden_channels": 6, "weight_channels": 3}
@@ -67,6 +68,53 @@ def test_equivariant_over_several_steps(seed, make):
         assert_close(found, transform.apply(updates))
         params = {n: p + updates[n] for n, p in params.items()}
         moved = {n: p + found[n] for n, p in moved.items()}
+
+
+def mismatch(graph, rule, transform, steps=20):
+    """Relative difference of ``g·θ`` after training from ``θ`` and of training from ``g·θ``."""
+    target, params = (random_params(graph, seeded(i)) for i in (1, 2))
+    moved = transform.apply(params)
+    states = [rule.init(graph, p) for p in (params, moved)]
+    for step in range(steps):
+        grads = {n: p - target[n] + 0.3 * step for n, p in params.items()}
+        updates, states[0] = rule(graph, params, grads, states[0])
+        found, states[1] = rule(graph, moved, transform.apply_to_gradients(grads), states[1])
+        params = {n: p + updates[n] for n, p in params.items()}
+        moved = {n: p + found[n] for n, p in moved.items()}
+    acted = transform.apply(params)
+    return max(((moved[n] - p).abs().max() / p.abs().max()).item() for n, p in acted.items())
+
+
+@pytest.mark.parametrize("make", [random_graph, random_tied_graph])
+@pytest.mark.parametrize("channels", [0, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_only_permuted_networks_train_alike_with_permutation_symmetry(make, channels, seed):
+    graph = make(seeded(seed))
+    rule = trained(seed, channels=channels, symmetry="permutation")
+    assert mismatch(graph, rule, random_transform(only_permuted(graph), seeded(9))) < 1e-9
+
+
+@pytest.mark.parametrize("symmetries", [[POSITIVE_SCALE] * 2, [SIGN] * 2, [NONZERO_SCALE] * 2])
+def test_multipliers_matter_with_permutation_symmetry_alone(symmetries):
+    graph = random_graph(seeded(), symmetries=symmetries)
+    transform = random_transform(graph, seeded(9))
+    assert mismatch(graph, trained(), transform) < 1e-9
+    assert mismatch(graph, trained(symmetry="permutation"), transform) > 1e-3
+
+
+def test_gauge_of_permutation_symmetry_is_one():
+    graph = random_graph(seeded(3), symmetries=MIXED)
+    params = random_params(graph, seeded(), batch=2)
+    states = [UpdateRule(symmetry=s).init(graph, params) for s in ("scale", "permutation")]
+    for name, own in states[1].items():
+        assert own.keys() == states[0][name].keys()
+        assert all((own[end] == 1).all() for end in ("target", "source"))
+        assert not (states[0][name]["target"] == 1).all()
+
+
+def test_unknown_symmetry():
+    with pytest.raises(ValueError, match=r"symmetry: expected one of .*'scale'.*, got 'sign'"):
+        UpdateRule(symmetry="sign")
 
 
 def test_gradients_taken_for_weights_are_not_equivariant():
@@ -118,7 +166,7 @@ def test_batch_is_one_by_one():
 def test_state_before_the_first_step():
     graph = random_graph(seeded(3), symmetries=MIXED)
     params = {n: p.float() for n, p in random_params(graph, seeded(), batch=2).items()}
-    state = UpdateRule.init(graph, params)
+    state = UpdateRule().init(graph, params)
     for block in graph.blocks:
         values, p = state[block.parameter], params[block.parameter]
         assert values.keys() == {"step", "fast", "slow", "square", "target", "source"}
@@ -338,8 +386,9 @@ def test_unit_rms_and_noise():
     assert signal.tolist() == [1.0, 0.0]
 
 
-def test_saved_rule_is_the_same_rule(tmp_path):
-    rule = trained().float()
+@pytest.mark.parametrize("symmetry", ["scale", "permutation"])
+def test_saved_rule_is_the_same_rule(tmp_path, symmetry):
+    rule = trained(symmetry=symmetry).float()
     rule.save_pretrained(tmp_path / "folder" / "rule.safetensors")
     copy = UpdateRule.from_pretrained(tmp_path / "folder" / "rule.safetensors")
     assert copy.config == rule.config
@@ -347,6 +396,13 @@ def test_saved_rule_is_the_same_rule(tmp_path):
     assert copy.state_dict().keys() == expected.keys()
     assert all(torch.equal(t, expected[name]) for name, t in copy.state_dict().items())
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["rule.safetensors"]
+
+
+def test_files_without_a_symmetry_are_of_rules_that_had_them_all(tmp_path):
+    rule, path = trained().float(), tmp_path / "rule.safetensors"
+    config = {key: value for key, value in rule.config.items() if key != "symmetry"}
+    save_weights(path, rule, kind="rule", config=config)
+    assert UpdateRule.from_pretrained(path).config == rule.config
 
 
 def test_files_that_are_no_rule(tmp_path):

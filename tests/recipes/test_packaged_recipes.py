@@ -17,7 +17,7 @@ from scalegmn_opt.editors.learned import MEANINGS
 from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import SirenSpec, fit_store
 from scalegmn_opt.meta import EvolutionStrategies, PersistentES, TruncatedBackprop
-from scalegmn_opt.meta.recipe import RuleRecipe, TrainerOptions
+from scalegmn_opt.meta.recipe import RuleRecipe, RuleSize, TrainerOptions
 from scalegmn_opt.recipe import load_recipe, packaged_recipes
 from scalegmn_opt.tasks import SuiteRecipe, resolve_suite
 
@@ -95,9 +95,11 @@ def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
         objective="mean",
         batches="validation",
         networks=3,
+        rule=RuleSize(symmetry="permutation"),
         trainer=TrainerOptions(steps=1),
     )
     objective = recipe.build(resolve_suite(recipe.suite))
+    assert objective.rule.symmetry == "permutation"
     assert type(objective) is kind
     assert objective.aim == "mean"
     assert objective.options.batches == "validation"
