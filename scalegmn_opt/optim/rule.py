@@ -20,11 +20,12 @@ from scalegmn_opt.symmetry import gauged, only_permuted
 SymmetryName = Literal["scale", "permutation"]
 
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
-_START = 2.0  # the first step before meta-training
+_START = 3.0  # the first step before meta-training, of a network of three layers
 _DECAY = 30.0, 3000.0  # it falls as 1 / t between these numbers of steps
 _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
 _LAYERS = 3.0  # and the number of matrices of its network
-_KINDS = 5
+_MOST_LAYERS = 20  # no network counts as one of more: none of meta-training has
+_KINDS = (0.5, 0.0, 0.0, 0.0, -1.2)  # before meta-training, see _kind
 _MAX_LOG_STEP = 3.0
 
 
@@ -50,7 +51,7 @@ class UpdateRule(Rule):
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
     pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``2 (n / 64)^(1/2) / (1 + t / 30)`` along the main direction.
+    of ``3 (n / 64)^(1/2) (layers / 3)^(-1.2) / (1 + t / 30)`` along the main direction.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -100,7 +101,7 @@ class UpdateRule(Rule):
         }
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
-        self.kinds = nn.Parameter(torch.tensor([0.5, *[0.0] * (_KINDS - 1)]))
+        self.kinds = nn.Parameter(torch.tensor(_KINDS))
         self.coherence = nn.Parameter(torch.zeros(2, 2))
         self.terms = (
             WeightTerms(
@@ -239,7 +240,7 @@ class UpdateRule(Rule):
         return torch.cat(parts, 1)
 
     def _step_length(self, steps: Tensor) -> Tensor:
-        """A learned schedule without a horizon (batch,), ``2 / (1 + t / 30)`` before training."""
+        """A learned schedule without a horizon (batch,), ``3 / (1 + t / 30)`` before training."""
         start, end = _DECAY
         plain = _START * (1 + steps / end) / (1 + steps / start)
         times = _time(steps)
@@ -258,7 +259,7 @@ def _kind(graph: WeightGraph, block: WeightBlock) -> tuple[float, ...]:
         float(not matrix),
         float(graph.group[block.target].role == Role.OUTPUT),
         float(graph.group[block.source].role == Role.INPUT),
-        log(max(1, sum(map(is_whitened, graph.blocks))) / _LAYERS),
+        log(min(max(1, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS) / _LAYERS),
     )
 
 

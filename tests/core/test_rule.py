@@ -213,7 +213,7 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
             else:
                 ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
                 direction = whitened((ahead * ratio[name])[..., None])[..., 0]
-            length = 2 / (1 + step / 30) * (1 + step / 3000)
+            length = 3 / (1 + step / 30) * (1 + step / 3000) * (2 / 3) ** torch.tensor(-1.2).item()
             length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.5
             expected = -length * scale[name] * ratio[name] * direction
             torch.testing.assert_close(updates[name], expected, rtol=1e-9, atol=1e-12)
@@ -263,6 +263,17 @@ def test_steps_depend_on_the_kind_of_a_block():
     ratio = (found["2.weight"] / plain["2.weight"]).log()
     expected = 0.25 * math.log(4 / 64) + 0.9 * math.log(5 / 3)
     torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-9, atol=1e-9)
+
+
+def test_the_deepest_networks_count_as_one_of_twenty_layers():
+    twenty, thirty = (
+        WeightGraph.from_parameters({str(i): (3, 3) for i in range(n)}) for n in (20, 30)
+    )
+    rule, grads = plain_rule(), random_params(thirty, seeded(1))
+    few, many = (
+        run_rules(g, [{n: grads[n] for n in g.parameters}], rule) for g in (twenty, thirty)
+    )
+    assert_close({"0": many[0]["0"]}, {"0": few[0]["0"]}, 1e-12)
 
 
 def test_steps_depend_on_how_coherent_gradients_are():
