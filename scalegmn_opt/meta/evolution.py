@@ -154,23 +154,7 @@ class EvolutionStrategies(RuleObjective):
             name: torch.cat([p + noise[name], p - noise[name]])
             for name, p in self._weights().items()
         }
-
-        def step(
-            graph: WeightGraph, params: Params, grads: Params, state: State
-        ) -> tuple[Params, State]:
-            split = partial(torch.unflatten, dim=0, sizes=(2 * self.pairs, -1))
-            shared = {name: values["step"] for name, values in state.items()}
-
-            def one(own: Params, p: Params, g: Params, s: State) -> tuple[Params, State]:
-                count = len(next(iter(p.values())))
-                s = {name: {**v, "step": shared[name][:count]} for name, v in s.items()}
-                return functional_call(self.rule, own, (graph, p, g, s))
-
-            rest = {n: {k: x for k, x in v.items() if k != "step"} for n, v in state.items()}
-            found = vmap(one)(weights, *(tree_map(split, x) for x in (params, grads, rest)))
-            return tree_map(lambda x: x.flatten(0, 1), found)
-
-        return step
+        return population_step(self.rule, weights)
 
 
 class PersistentES(EvolutionStrategies):
@@ -215,6 +199,30 @@ class PersistentES(EvolutionStrategies):
 
     def forward(self, worker: PopulationRun) -> tuple[Tensor, dict[str, float]]:
         return self.estimate(worker, steps=worker.window(self.truncation))
+
+
+def population_step(rule: Rule, weights: Params) -> Step:
+    """A step of as many copies as ``weights`` (copies, *shape) by name has, each by its own.
+
+    Parameters, gradients and states have a leading axis of copies · networks, copies first.
+    """
+    split = partial(torch.unflatten, dim=0, sizes=(len(next(iter(weights.values()))), -1))
+
+    def step(
+        graph: WeightGraph, params: Params, grads: Params, state: State
+    ) -> tuple[Params, State]:
+        shared = {name: values["step"] for name, values in state.items()}
+
+        def one(own: Params, p: Params, g: Params, s: State) -> tuple[Params, State]:
+            count = len(next(iter(p.values())))
+            s = {name: {**v, "step": shared[name][:count]} for name, v in s.items()}
+            return functional_call(rule, own, (graph, p, g, s))
+
+        rest = {n: {k: x for k, x in v.items() if k != "step"} for n, v in state.items()}
+        found = vmap(one)(weights, *(tree_map(split, x) for x in (params, grads, rest)))
+        return tree_map(lambda x: x.flatten(0, 1), found)
+
+    return step
 
 
 def _checked_sigma(sigma: float) -> float:
