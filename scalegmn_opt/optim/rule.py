@@ -20,12 +20,14 @@ from scalegmn_opt.symmetry import gauged, only_permuted
 SymmetryName = Literal["scale", "permutation"]
 
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
-_START = 3.0  # the first step before meta-training, of a network of three layers
+_START = 4.0  # the first step before meta-training, of a network of three layers
 _DECAY = 30.0, 3000.0  # it falls as 1 / t between these numbers of steps
 _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
 _LAYERS = 3.0  # and the number of matrices of its network
 _MOST_LAYERS = 20  # no network counts as one of more: none of meta-training has
-_KINDS = (0.5, 0.0, 0.0, 0.0, -1.2)  # before meta-training, see _kind
+_KINDS = (0.5, 0.0, 0.0, 0.0, -2.0, -1.2)  # before meta-training, see _kind
+_COHERENCE = ((0.3, 0.0), (0.0, 0.0))  # of the block and of all, by fast and slow momentum
+_PERIODIC = frozenset({"sine", "cos"})
 _MAX_LOG_STEP = 3.0
 
 
@@ -42,8 +44,8 @@ class UpdateRule(Rule):
     the few numbers of ``step`` alone, and where to by all.
 
     ``step`` is that of a schedule in time, times ``exp`` of linear functions of what kind of block
-    it is (:func:`_kind`: a matrix's smaller side ``n``, a vector, of the last or first layer, of
-    how many) and of how coherent its and all gradients have been (:meth:`Edges.coherence`).
+    it is (a matrix's smaller side ``n``, a vector, of the last or first layer, of periodic neurons,
+    of how many layers) and of how coherent its and all gradients were (:meth:`Edges.coherence`).
 
     ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
     a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
@@ -51,7 +53,8 @@ class UpdateRule(Rule):
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
     pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``3 (n / 64)^(1/2) (layers / 3)^(-1.2) / (1 + t / 30)`` along the main direction.
+    of ``4 (n / 64)^(1/2) (layers / 3)^(-1.2) r^0.3 / (1 + t / 30)`` along the main direction, with
+    the root ``r`` of the mean of squared fast momentum over noise.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -102,7 +105,7 @@ class UpdateRule(Rule):
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
         self.kinds = nn.Parameter(torch.tensor(_KINDS))
-        self.coherence = nn.Parameter(torch.zeros(2, 2))
+        self.coherence = nn.Parameter(torch.tensor(_COHERENCE))
         self.terms = (
             WeightTerms(
                 channels=channels,
@@ -240,7 +243,7 @@ class UpdateRule(Rule):
         return torch.cat(parts, 1)
 
     def _step_length(self, steps: Tensor) -> Tensor:
-        """A learned schedule without a horizon (batch,), ``3 / (1 + t / 30)`` before training."""
+        """A learned schedule without a horizon (batch,), ``4 / (1 + t / 30)`` before training."""
         start, end = _DECAY
         plain = _START * (1 + steps / end) / (1 + steps / start)
         times = _time(steps)
@@ -249,17 +252,21 @@ class UpdateRule(Rule):
 
 
 def _kind(graph: WeightGraph, block: WeightBlock) -> tuple[float, ...]:
-    """Features of a block: log (n / 64), vector, of the last and the first layer, log (layers / 3).
+    """What is known of a block: features that its log step is linear in.
 
-    The first is 0 of a vector, whose step has a factor of its own; layers are matrices.
+    log (n / 64) of a matrix; a vector, which has 0 there; of the last layer; of the first one; of
+    neurons with a periodic activation, to which an aligned step of 1 is a radian; and
+    log (layers / 3), where layers are matrices, of all of the network.
     """
-    matrix = is_whitened(block)
+    matrix, activation = is_whitened(block), graph.group[block.target].activation
+    layers = min(max(1, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
     return (
         log(rank(block) / _RANK) if matrix else 0.0,
         float(not matrix),
-        float(graph.group[block.target].role == Role.OUTPUT),
-        float(graph.group[block.source].role == Role.INPUT),
-        log(min(max(1, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS) / _LAYERS),
+        float(all(other.source != block.target for other in graph.blocks)),
+        float(graph.group[block.source].role is Role.INPUT),
+        float(activation is not None and activation.name in _PERIODIC),
+        log(layers / _LAYERS),
     )
 
 

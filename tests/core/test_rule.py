@@ -189,6 +189,8 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     graph = trace(module, (torch.ones(1, 3),))
     rule, rms = UpdateRule().double(), 2.5
+    layers, share = rule.kinds[-1].item(), rule.coherence[0, 0].item()  # -1.2 and 0.3 in float32
+    assert (layers, share) == pytest.approx((-1.2, 0.3))
     params = random_params(graph, seeded())
     hidden, output = mlp_gauge(params, rms)
     ratio = {
@@ -207,22 +209,28 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
         for name, grad in grads.items():
             momentum[name] = 0.9 * momentum[name] + 0.1 * grad
             square[name] = 0.99 * square[name] + 0.01 * grad**2
-            if name.endswith("bias"):
-                direction = momentum[name] / (1 - 0.9**step)
-                direction = direction / (square[name] / (1 - 0.99**step)).sqrt()
-            else:
+            noise = (square[name] / (1 - 0.99**step)).sqrt()
+            direction = momentum[name] / (1 - 0.9**step) / noise
+            coherent = direction.square().flatten(1).mean(1).sqrt()
+            if not name.endswith("bias"):
                 ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
                 direction = whitened((ahead * ratio[name])[..., None])[..., 0]
-            length = 3 / (1 + step / 30) * (1 + step / 3000) * (2 / 3) ** torch.tensor(-1.2).item()
+            length = 4 / (1 + step / 30) * (1 + step / 3000) * (2 / 3) ** layers
+            length = (length * coherent**share).reshape(-1, *[1] * (direction.ndim - 1))
             length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.5
             expected = -length * scale[name] * ratio[name] * direction
             torch.testing.assert_close(updates[name], expected, rtol=1e-9, atol=1e-12)
 
 
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
 def plain_rule(**numbers):
-    """The rule without networks, with some of its numbers set."""
+    """The rule without networks, whose steps are all equal but for the numbers given."""
     rule = UpdateRule(channels=0).double().requires_grad_(False)
-    for name, values in numbers.items():
+    for name, values in {"kinds": [0.0] * 6, "coherence": [[0.0] * 2] * 2, **numbers}.items():
         getattr(rule, name).copy_(torch.tensor(values, dtype=torch.float64))
     return rule
 
@@ -244,12 +252,12 @@ def test_steps_depend_on_the_kind_of_a_block():
     graph = trace(module, (torch.ones(1, 3),))
     numbers = [0.25, 0.3, -0.7, 0.2, 0.9]
     grads = [random_params(graph, seeded(i)) for i in range(2)]
-    found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule(kinds=[0.0] * 5))
+    found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule())
     logs = {
         "0.weight": 0.25 * math.log(3 / 64) + 0.2,
         "0.bias": 0.3,
-        "2.weight": 0.25 * math.log(4 / 64),
-        "2.bias": 0.3,
+        "2.weight": 0.25 * math.log(4 / 64) - 0.1,
+        "2.bias": 0.3 - 0.1,
         "4.weight": 0.25 * math.log(2 / 64) - 0.7,
         "4.bias": 0.3 - 0.7,
     }
@@ -259,9 +267,9 @@ def test_steps_depend_on_the_kind_of_a_block():
     deeper = nn.Sequential(*module, nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
     graph = trace(deeper, (torch.ones(1, 3),))
     grads = [random_params(graph, seeded(i)) for i in range(2)]
-    found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule(kinds=[0.0] * 5))
+    found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule())
     ratio = (found["2.weight"] / plain["2.weight"]).log()
-    expected = 0.25 * math.log(4 / 64) + 0.9 * math.log(5 / 3)
+    expected = 0.25 * math.log(4 / 64) - 0.1 + 0.9 * math.log(5 / 3)
     torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-9, atol=1e-9)
 
 
@@ -269,7 +277,7 @@ def test_the_deepest_networks_count_as_one_of_twenty_layers():
     twenty, thirty = (
         WeightGraph.from_parameters({str(i): (3, 3) for i in range(n)}) for n in (20, 30)
     )
-    rule, grads = plain_rule(), random_params(thirty, seeded(1))
+    rule, grads = plain_rule(kinds=[0.0] * 5 + [-1.0]), random_params(thirty, seeded(1))
     few, many = (
         run_rules(g, [{n: grads[n] for n in g.parameters}], rule) for g in (twenty, thirty)
     )
