@@ -247,10 +247,10 @@ def run_rules(graph, gradients, *rules):
 
 
 def test_steps_depend_on_the_kind_of_a_block():
-    """Rank over 64, vector, last layer, first layer, and the number of matrices over three."""
-    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    """Rank over 64, vector, last and first layer, periodic, number of matrices over three."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), Sine(), nn.Linear(4, 2))
     graph = trace(module, (torch.ones(1, 3),))
-    numbers = [0.25, 0.3, -0.7, 0.2, 0.9]
+    numbers = [0.25, 0.3, -0.7, 0.2, -0.1, 0.9]
     grads = [random_params(graph, seeded(i)) for i in range(2)]
     found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule())
     logs = {
