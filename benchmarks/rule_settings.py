@@ -44,19 +44,31 @@ FAMILIES = {
     "siren": family("digit-picture", "siren", 32, 2, batch_size=128),
     "transformer": family("text", "transformer", 24, 1, batch_size=8),
 }
-# First step and exponents of rank and number of layers.
-SETTINGS = [(c, 0.5, d) for c in (2.0, 3.0, 4.0) for d in (0.0, -0.7, -1.4)] + [
-    (3.0, 0.0, -0.7),
-    (3.0, 0.25, -0.7),
-    (3.0, 0.75, -0.7),
+# First step, exponents of rank and number of layers, log factor of periodic neurons, exponent of
+# the coherence of a block's fast momentum.
+SETTINGS = [
+    (2.0, 0.5, 0.0, 0.0, 0.0),  # of version 0.1 before this benchmark
+    (3.0, 0.5, 0.0, 0.0, 0.0),
+    (2.0, 0.5, -1.2, 0.0, 0.0),
+    (3.0, 0.5, -1.2, 0.0, 0.0),
+    (3.0, 0.5, -1.2, -2.0, 0.0),
+    (4.0, 0.5, -1.2, -2.0, 0.3),  # where meta-training starts
+    (4.0, 0.5, -1.2, -2.0, 0.6),
+    (4.0, 0.5, -0.6, -2.0, 0.3),
+    (4.0, 0.25, -1.2, -2.0, 0.3),
+    (4.0, 0.75, -1.2, -2.0, 0.3),
+    (6.0, 0.5, -1.2, -2.0, 0.3),
 ]
 
 
-def rule_with(first: float, rank: float, layers: float) -> UpdateRule:
+def rule_with(
+    first: float, rank: float, layers: float, periodic: float, coherent: float
+) -> UpdateRule:
     """The plain rule with other numbers than it starts with."""
     rule = UpdateRule(channels=0).requires_grad_(False)
-    rule.schedule[0] = log(first / 3.0)
-    rule.kinds.copy_(torch.tensor([rank, 0.0, 0.0, 0.0, layers]))
+    rule.schedule[0] = log(first / 4.0)
+    rule.kinds.copy_(torch.tensor([rank, 0.0, 0.0, 0.0, periodic, layers]))
+    rule.coherence.copy_(torch.tensor([[coherent, 0.0], [0.0, 0.0]]))
     return rule
 
 
@@ -110,7 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("--networks", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rules = {f"first {c}, rank {r}, layers {d}": rule_with(c, r, d) for c, r, d in SETTINGS}
+    rules = {", ".join(map(str, setting)): rule_with(*setting) for setting in SETTINGS}
     for weights in arguments.weights:
         rules[weights] = UpdateRule.from_pretrained(weights).requires_grad_(False)
     rows = [
