@@ -68,7 +68,7 @@ def rule_with(
     rule = UpdateRule(channels=0).requires_grad_(False)
     rule.schedule[0] = log(first / 4.0)
     rule.kinds.copy_(torch.tensor([rank, 0.0, 0.0, 0.0, periodic, layers]))
-    rule.coherence.copy_(torch.tensor([[coherent, 0.0], [0.0, 0.0]]))
+    rule.coherence.copy_(torch.tensor([coherent, 0.0]))
     return rule
 
 

@@ -1,7 +1,14 @@
 """The weight graph of a network: which neurons there are, and what may be done to them."""
 
 from scalegmn_opt.graph.blocks import CONSTANT, WeightBlock, Window
-from scalegmn_opt.graph.features import Pair, WeightFeatures, pack, stack_parameters, unpack
+from scalegmn_opt.graph.features import (
+    Pair,
+    WeightFeatures,
+    pack,
+    stack_parameters,
+    unpack,
+    unpack_blocks,
+)
 from scalegmn_opt.graph.groups import (
     ACTIVATIONS,
     FIXED,
@@ -42,4 +49,5 @@ __all__ = [
     "to_pyg",
     "trace",
     "unpack",
+    "unpack_blocks",
 ]

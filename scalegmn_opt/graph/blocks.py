@@ -67,6 +67,12 @@ class WeightBlock:
         return out, source, prod(kernel)
 
     @cached_property
+    def nodes(self) -> tuple[int, int]:
+        """Number of target and of source neurons of all folds together."""
+        out, source, _ = self.shape
+        return out * self.folds, source * (1 if self.is_vector else self.folds)
+
+    @cached_property
     def folds(self) -> int:
         """Number of blocks on the diagonal, 1 for all but grouped weights."""
         return prod(size for name, size in self.sizes if name.startswith("blk"))
@@ -76,6 +82,10 @@ class WeightBlock:
         """Shape of the parameter itself."""
         if self.window:
             return self.window.parameter_shape
+        return self._part_shape
+
+    @cached_property
+    def _part_shape(self) -> tuple[int, ...]:
         return tuple(parse_shape(self.pattern, self._size))
 
     @cached_property
@@ -96,19 +106,30 @@ class WeightBlock:
         return " ".join(name for name in self.ends[0].split() if name.startswith("blk"))
 
     @cached_property
-    def _edges(self) -> str:
-        kernel = " ".join(name for name, _ in self.sizes if name.startswith("k"))
-        own = (" ".join(self._own(end)) for end in self.ends)
-        return f"(b {self._blk}) " + " ".join(f"({axes})" for axes in (*own, kernel))
+    def _layout(self) -> tuple[list[int], list[int]]:
+        """Sizes of the pattern's axes, and which of them each axis of the edges is."""
+        names = re.findall(r"[^()\s]+", self.pattern)
+        kernel = [name for name, _ in self.sizes if name.startswith("k")]
+        edges = [*self._blk.split(), *self._own(self.ends[0]), *self._own(self.ends[1]), *kernel]
+        return [self._size[name] for name in names], [names.index(name) for name in edges]
 
     def pack(self, values: Tensor) -> Tensor:
         """A parameter or gradient (batch, *shape) as edges (batch · folds, out, in, kernel)."""
         part = self.window.view(values) if self.window else values
-        return rearrange(part, f"b {self.pattern} -> {self._edges}", **self._size)
+        (sizes, order), batch = self._layout, part.shape[0]
+        if order == sorted(order):
+            return part.reshape(batch * self.folds, *self.shape)
+        axes = part.reshape(batch, *sizes).permute(0, *(1 + i for i in order))
+        return axes.reshape(batch * self.folds, *self.shape)
 
     def unpack(self, edges: Tensor) -> Tensor:
         """Edges as the parameter (batch, *shape), or as the part of it; inverse of ``pack``."""
-        return rearrange(edges, f"{self._edges} -> b {self.pattern}", **self._size)
+        (sizes, order), batch = self._layout, edges.shape[0] // self.folds
+        if order == sorted(order):
+            return edges.reshape(batch, *self._part_shape)
+        axes = edges.reshape(batch, *(sizes[i] for i in order))
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return axes.permute(0, *(1 + i for i in places)).reshape(batch, *self._part_shape)
 
     def fold(self, nodes: Tensor, end: int) -> Tensor:
         """Target (0) or source (1) neurons (batch, nodes, ...) as (batch · folds, own nodes, ...).

@@ -1,6 +1,6 @@
 """Tensors on a weight graph: parameters, gradients and what layers make of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,15 @@ def pack(graph: WeightGraph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def unpack(graph: WeightGraph, edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Edges (batch · folds, out, in, kernel) as parameters (batch, *shape), ``pack``'s inverse."""
-    return {name: _join(blocks, edges) for name, blocks in graph.parameters.items()}
+    return {
+        name: unpack_blocks(blocks, [edges[block.name] for block in blocks])
+        for name, blocks in graph.parameters.items()
+    }
 
 
-def _join(blocks: tuple[WeightBlock, ...], edges: Mapping[str, Tensor]) -> Tensor:
+def unpack_blocks(blocks: Sequence[WeightBlock], edges: Sequence[Tensor]) -> Tensor:
     """One parameter from the edges of its blocks, which are parts of it."""
-    parts = [block.unpack(edges[block.name]) for block in blocks]
+    parts = [block.unpack(own) for block, own in zip(blocks, edges, strict=True)]
     if blocks[0].window is None:
         return parts[0]
     whole = parts[0].new_empty(len(parts[0]), *blocks[0].parameter_shape)

@@ -19,14 +19,16 @@ from scalegmn_opt.optim.checks import (
     check_state,
     number,
 )
+from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
 from scalegmn_opt.optim.guard import Health, finite, guarded
+from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
 
 _LATER_OPTIONS = {"maximize": False, "differentiable": False, "max_change": None}
 _OWN = (
     "rule", "input_rms", "record", "_graph", "_traced", "_model_parameters", "_health",
-    "_explanation",
+    "_explanation", "_observer",
 )  # fmt: skip
 
 
@@ -49,18 +51,22 @@ class GraphOptimizer(Optimizer):
         maximize: bool,
         differentiable: bool,
         max_change: float | None,
+        gauge: GaugeName = "swept",
     ) -> None:
+        check_gauge(gauge, model)
         if (model is None) != (example_inputs is None):
             raise ValueError("model and example_inputs: expected both or neither, got one of them")
         self._graph: WeightGraph | None = None
         self._traced: WeightGraph | None = None
         self.input_rms = 1.0
+        self._observer: Observer | None = None
         self._model_parameters: dict[str, Tensor] = {}
         if model is not None and example_inputs is not None:
             self._model_parameters = dict(model.named_parameters())
             check_parameters(type(self).__name__, self._model_parameters)
             self._traced = trace(model, example_inputs)
             self.input_rms = _rms(example_inputs)
+            self._observer = Observer(model) if gauge == "observed" else None
         self.rule = rule.requires_grad_(False)
         self.record = False
         self._health = Health()
@@ -136,18 +142,21 @@ class GraphOptimizer(Optimizer):
         updates, state, sizes = self._compute(active)
         self._health.steps += 1
         for name, (_, group) in active.items():
-            sizes[name] *= number(group["lr"])
-            updates[name] = group["lr"] * updates[name]
+            factor = group["lr"]
+            sizes[name] *= number(factor)
             if group["max_change"] is not None and sizes[name] > group["max_change"]:
                 self._health.limited[name] = self._health.limited.get(name, 0) + 1
-                updates[name] = updates[name] * (group["max_change"] / sizes[name])
+                factor = factor * (group["max_change"] / sizes[name])
                 sizes[name] = group["max_change"]
+            if isinstance(factor, Tensor) or factor != 1.0:
+                updates[name] = scaled(updates[name], factor)
         if self.record:
             params = {name: p.detach().to(updates[name]) for name, (p, _) in active.items()}
             self._explanation = explained(self._health, sizes, updates, params)
         for name, (p, group) in active.items():
             self.state[p].update(state[name])
-            p.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["weight_decay"] != 0:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(updates[name].to(p))
 
     def _compute(
@@ -163,17 +172,18 @@ class GraphOptimizer(Optimizer):
         dtype = _working_dtype(parameters)
         params = {name: _constant(p).to(dtype)[None] for name, p in parameters.items()}
         grads = {n: torch.zeros_like(p) for n, p in params.items() if n not in active}
+        given = {}
         for name, (p, group) in active.items():
-            grad = -p.grad if group["maximize"] else p.grad
-            grads[name] = finite(name, grad.to(dtype), self._health)[None]
+            given[name] = (-p.grad if group["maximize"] else p.grad).to(dtype)
+        grads |= {name: grad[None] for name, grad in finite(given, self._health).items()}
         state: State = {
             name: {key: value.to(dtype)[None] for key, value in self.state[p].items()}
             for name, p in parameters.items()
             if self.state.get(p)
         }
         if len(state) < len(params):
-            state = self.rule.init(self.graph, params, input_rms=self.input_rms) | state
-        self.rule.to(device=next(iter(params.values())).device, dtype=dtype)
+            state = self._initial_state(params) | state
+        self._move_rule(next(iter(params.values())))
         updates, state = self.rule(self.graph, params, grads, state)
         own = {name: updates[name] for name in active}
         limited = [name for name, (_, group) in active.items() if group["max_change"] is not None]
@@ -183,6 +193,25 @@ class GraphOptimizer(Optimizer):
             {name: {k: v[0] for k, v in state[name].items()} for name in active},
             sizes,
         )
+
+    def _initial_state(self, params: dict[str, Tensor]) -> State:
+        state = self.rule.init(self.graph, params, input_rms=self.input_rms)
+        if self._observer is None:
+            return state
+        self._observer.remove()
+        return self._observer.gauge(self.graph, state)
+
+    def stop_observing(self) -> None:
+        """Remove the hooks of ``gauge="observed"``, and keep to the sweep if no step was made."""
+        if self._observer is not None:
+            self._observer.remove()
+            self._observer = None
+
+    def _move_rule(self, like: Tensor) -> None:
+        for p in self.rule.parameters():
+            if p.dtype != like.dtype or p.device != like.device:
+                self.rule.to(like)
+                break
 
     def explain(self) -> Explanation:
         """Size of the last step of each parameter, and what was mended; only if ``record`` is set.

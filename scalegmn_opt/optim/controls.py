@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightGraph, pack, unpack
+from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.base import GraphOptimizer
+from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.symmetry import backward_sweep, forward_sweep
 
@@ -23,8 +24,18 @@ class _AdamRule(Rule):
         grads: Mapping[str, Tensor],
         state: State,
     ) -> tuple[dict[str, Tensor], State]:
-        state = self._advance(state, grads)
-        return self.plain_step(graph, state), state
+        updates: dict[str, Tensor] = {}
+        renewed: State = {}
+        for name, blocks in graph.parameters.items():
+            own = self.advanced(state[name], grads[name])
+            directions, renewed[name] = self._directions(blocks, grads[name], own)
+            updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
+        return updates, renewed
+
+    def _directions(
+        self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
+    ) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
+        return [None] * len(blocks), own
 
 
 class _MuonRule(_AdamRule):
@@ -32,15 +43,10 @@ class _MuonRule(_AdamRule):
     size: ClassVar[float] = 0.3  # of 0.1, 0.3, 0.5, 1 by validation of three perceptrons
     whitens: ClassVar[bool] = True
 
-    def forward(
-        self,
-        graph: WeightGraph,
-        params: Mapping[str, Tensor],
-        grads: Mapping[str, Tensor],
-        state: State,
-    ) -> tuple[dict[str, Tensor], State]:
-        directions, state = self.main_directions(graph, grads, self._advance(state, grads))
-        return self.plain_step(graph, state, directions), state
+    def _directions(
+        self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
+    ) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
+        return self.main_directions(blocks, grad, own)
 
 
 class _PathRule(Rule):
@@ -68,7 +74,7 @@ class _PathRule(Rule):
         grads: Mapping[str, Tensor],
         state: State,
     ) -> tuple[dict[str, Tensor], State]:
-        state = self._advance(state, grads)
+        state = {name: self.advanced(state[name], grad) for name, grad in grads.items()}
         edges = pack(graph, params)
         rms = next(iter(state.values()))["input_rms"]
         forward = forward_sweep(graph, edges, input_rms=rms)
@@ -103,6 +109,7 @@ class _Control(GraphOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         max_change: float | None = None,
+        gauge: GaugeName = "swept",
     ) -> None:
         super().__init__(
             params,
@@ -114,6 +121,7 @@ class _Control(GraphOptimizer):
             maximize=maximize,
             differentiable=differentiable,
             max_change=max_change,
+            gauge=gauge,
         )
 
 
@@ -146,7 +154,7 @@ class GaugeMuon(_Control):
     _rule = _MuonRule
 
 
-class PathSGD(_Control):
+class PathSGD(GraphOptimizer):
     """Path-SGD: steepest descent in the path norm, ``Δw_ij = -lr · 300 / n · g_ij / (s_j t_i)²``.
 
     ``(s_j t_i)²`` sums, over all paths through the weight, the product of the other squared
@@ -158,13 +166,11 @@ class PathSGD(_Control):
     not in the paper and keeps it in bounds.
 
     There is no momentum: the state is a few numbers a neuron, and a step that the guard refuses is
-    left out. Arguments and errors as of :class:`GaugeAdam`.
+    left out. Arguments and errors as of :class:`GaugeAdam`, without ``gauge``: each step sweeps.
 
     References:
         Neyshabur, Salakhutdinov and Srebro, "Path-SGD", arXiv 1506.02617, section 4.
     """
-
-    _rule = _PathRule
 
     def __init__(
         self,
@@ -180,6 +186,7 @@ class PathSGD(_Control):
     ) -> None:
         super().__init__(
             params,
+            _PathRule(),
             model=model,
             example_inputs=example_inputs,
             lr=lr,

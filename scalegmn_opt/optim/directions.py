@@ -15,23 +15,34 @@ def relative_to_noise(momentum: Tensor, square: Tensor) -> Tensor:
 
 def inverse_root(square: Tensor) -> Tensor:
     """``1 / sqrt(v)``, finite where ``v`` is zero."""
-    return square.clamp_min(torch.finfo(square.dtype).tiny).rsqrt()
+    return square.clamp_min(torch.finfo(square.dtype).tiny).rsqrt_()
+
+
+def scaled(x: Tensor, factor: Tensor | float) -> Tensor:
+    """``x * factor`` of an ``x`` of the caller's own: in place where autograd does not look."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
 
 
 def rms(x: Tensor, *, folds: int = 1) -> Tensor:
-    """Root mean squares (batch · folds, 1, ...) of ``x``, over all but the batch.
-
-    In float64, so that squares of tiny numbers do not underflow.
-    """
-    parts = x.reshape(-1, folds * x[0].numel())
-    found = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64) / parts.shape[1] ** 0.5
-    return found.to(x).repeat_interleave(folds).reshape(-1, *[1] * (x.ndim - 1))
+    """Root mean squares (batch · folds, 1, ...) of ``x``, over all but the batch."""
+    size = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    if folds > 1:
+        size = torch.linalg.vector_norm(size.reshape(-1, folds), dim=1).repeat_interleave(folds)
+        size = size.reshape(-1, *[1] * (x.ndim - 1))
+    return size / (folds * x.numel() // x.shape[0]) ** 0.5
 
 
 def unit_rms(x: Tensor, *, folds: int = 1) -> Tensor:
-    """``x`` (batch · folds, ...) over its root mean square over all but the batch; 0 stays 0."""
-    size = rms(x, folds=folds)
-    return x / torch.where(size > 0, size, 1.0)
+    """``x`` (batch · folds, ...) over its root mean square over all but the batch; 0 stays 0.
+
+    Over a mean size first, so that squares of tiny numbers do not underflow.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    size = x.abs().mean(tuple(range(1, x.ndim)), keepdim=True)
+    if folds > 1:
+        size = size.reshape(-1, folds).mean(1).repeat_interleave(folds).reshape(size.shape)
+    x = x / size.clamp_min(tiny)
+    return scaled(x, rms(x, folds=folds).clamp_min(tiny).reciprocal())
 
 
 def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
@@ -58,18 +69,22 @@ def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     matrices than ``x`` are not amplified without bound either.
     """
     wide = _wide(x)
-    gram = wide @ wide.mT
+    gram = torch.bmm(wide, wide.mT)
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * (1 + damping)
     trace = torch.where(trace > 0, trace, 1.0)
     a, b, c = _NEWTON_SCHULZ
-    gram = _plus_identity(gram / trace, damping / (1 + damping) / gram.shape[1])
+    gram = _plus_identity(scaled(gram, trace.reciprocal()), damping / (1 + damping) / gram.shape[1])
     total = None
     for iteration in range(_ITERATIONS):
-        step = _plus_identity(torch.baddbmm(gram, gram, gram, beta=b, alpha=c), a)
-        total = step if total is None else step @ total
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # and a times the identity
+        if total is None:
+            total = _plus_identity(step.clone(), a)
+        else:
+            total = torch.baddbmm(total, step, total, beta=a)
         if iteration + 1 < _ITERATIONS:
-            gram = step @ gram @ step
-    return total * trace.rsqrt()
+            gram = torch.baddbmm(gram, step, gram, beta=a)
+            gram = torch.baddbmm(gram, gram, step, beta=a)
+    return scaled(total, trace.rsqrt())
 
 
 def _plus_identity(matrix: Tensor, factor: float) -> Tensor:
@@ -80,9 +95,9 @@ def _plus_identity(matrix: Tensor, factor: float) -> Tensor:
 
 def apply_whitener(matrix: Tensor, x: Tensor) -> Tensor:
     """``P x`` scaled to entries O(1): orthogonal if ``P`` is the whitener of ``x``."""
-    wide = _wide(x)
-    out = (matrix @ wide) * wide.shape[2] ** 0.5
-    return (out.mT if _tall(x) else out).reshape(x.shape)
+    rows = x.flatten(2)
+    out = torch.bmm(rows, matrix.mT) if _tall(x) else torch.bmm(matrix, rows)
+    return scaled(out, max(matrix_shape(x)) ** 0.5).reshape(x.shape)
 
 
 def matrix_shape(x: Tensor) -> tuple[int, int]:

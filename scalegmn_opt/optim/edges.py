@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
-from scalegmn_opt.optim.directions import inverse_root
+from scalegmn_opt.optim.directions import inverse_root, rms, scaled
 
 DIRECTIONS = 3  # fast and slow momentum relative to noise, main direction
 INVARIANTS = 6
@@ -49,17 +49,37 @@ class Edges:
         rows = max(1, _CHUNK * self.weight.shape[1] // max(1, self.weight.numel()))
         return (slice(i, i + rows) for i in range(0, self.weight.shape[1], rows))
 
+    def sizes(self, x: Tensor) -> Tensor:
+        """Root mean squares (batch · folds, out or 1, 1, 1) over each block's part of ``x``."""
+        if len(self.blocks) == 1:
+            return rms(x, folds=self.blocks[0].folds)
+        parts = x.split([block.shape[0] for block in self.blocks], 1)
+        return torch.cat([rms(part).expand(-1, part.shape[1], -1, -1) for part in parts], 1)
+
     def split(self, nodes: Tensor) -> list[tuple[WeightBlock, Tensor]]:
         """Each block with its part of values (batch · folds, out, ...) of the targets."""
+        if len(self.blocks) == 1:
+            return [(self.blocks[0], nodes)]
         sizes = [block.shape[0] for block in self.blocks]
         return list(zip(self.blocks, nodes.split(sizes, 1), strict=True))
 
     def directions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Descent directions with entries O(1), invariant to positive scales."""
-        noise = inverse_root(self.square[:, rows])
-        fast = self.fast[:, rows] * noise * _rows(self.fast_gain, rows)
-        slow = self.slow[:, rows] * noise * _rows(self.slow_gain, rows)
-        return fast, slow, fast if self.main is None else self.main[:, rows]
+        noise = inverse_root(_rows(self.square, rows))
+        fast = _rows(self.fast, rows) * noise * _rows(self.fast_gain, rows)
+        slow = _rows(self.slow, rows) * noise * _rows(self.slow_gain, rows)
+        return fast, slow, fast if self.main is None else _rows(self.main, rows)
+
+    def mixture(self, factors: Tensor, rows: slice) -> Tensor:
+        """``Σ_k β_k d^k`` for factors ``β`` (DIRECTIONS,), in fewer passes than one by one."""
+        first, second, third = factors.unbind()
+        fast = _rows(self.fast_gain, rows) * (first + third if self.main is None else first)
+        slow = _rows(self.slow_gain, rows) * second
+        mixed = torch.addcmul(_rows(self.fast, rows) * fast, _rows(self.slow, rows), slow)
+        noise = inverse_root(_rows(self.square, rows))
+        if self.main is None:
+            return mixed * noise
+        return torch.addcmul(_rows(self.main, rows) * third, mixed, noise)
 
     def main_direction(self) -> Tensor:
         """The last of the directions, of all rows."""
@@ -68,39 +88,38 @@ class Edges:
         return self.fast * inverse_root(self.square) * self.fast_gain
 
     def coherence(self) -> list[tuple[WeightBlock, Tensor]]:
-        """How coherent the gradients of each block have been, (batch, 2) by fast and slow momentum.
+        """How coherent the gradients of each block were, (batch, 2), by fast and slow momentum.
 
         Half the log of the mean of ``m² / v`` over weights that ever had a gradient: 0 if all
         gradients are the same, the lower the more they are noise.
         """
-        ratios, counts = [], []
-        for rows in self.chunks():
-            square = self.square[:, rows]
-            noise = inverse_root(square)
-            sums = [
-                (momentum[:, rows] * noise * _rows(gain, rows)).square().sum((2, 3))
-                for momentum, gain in ((self.fast, self.fast_gain), (self.slow, self.slow_gain))
-            ]
-            ratios.append(torch.stack(sums, 2))
-            counts.append((square > 0).sum((2, 3)))
+        rows = torch.cat([self._coherence(rows) for rows in self.chunks()], 1)
         found = []
-        for (block, ratio), (_, count) in zip(
-            self.split(torch.cat(ratios, 1)), self.split(torch.cat(counts, 1)), strict=True
-        ):
-            total = ratio.unflatten(0, (-1, block.folds)).sum((1, 2))
-            seen = count.unflatten(0, (-1, block.folds)).sum((1, 2))[:, None]
-            mean = torch.where(seen > 0, total / seen.clamp_min(1), 1.0)
+        for block, own in self.split(rows):
+            fast, slow, seen = own.unflatten(0, (-1, block.folds)).sum((1, 2)).unbind(1)
+            mean = torch.stack([fast, slow], 1) / seen.clamp_min(1)[:, None]
+            mean = torch.where(seen[:, None] > 0, mean, 1.0)
             found.append((block, mean.clamp_min(_LEAST).log() / 2))
         return found
+
+    def _coherence(self, rows: slice) -> Tensor:
+        """Sums of ``m² / v`` of fast and slow momentum and counts, (batch · folds, rows, 3)."""
+        square = _rows(self.square, rows)
+        noise = inverse_root(square)
+        fast = _rows(self.fast, rows) * noise * _rows(self.fast_gain, rows)
+        slow = _rows(self.slow, rows) * noise * _rows(self.slow_gain, rows)
+        seen = (square > 0).to(square)
+        return torch.stack([x.sum((2, 3)) for x in (fast.square(), slow.square(), seen)], 2)
 
     def weights(self, rows: slice) -> Tensor:
         """Weights with entries O(1), invariant to positive scales."""
         target = _rows(self.scale.rsqrt() / self.target, rows)
-        return self.weight[:, rows] * self.source * target
+        return _rows(self.weight, rows) * self.source * target
 
     def updates(self, step: Tensor, gain: Tensor) -> Tensor:
-        """The updates of weights from a step in gauge coordinates, times ``gain`` of each row."""
-        return step * (self.target * self.scale * self.length * gain) / self.source
+        """The updates of weights from a step, which it may use up, times ``gain`` of each row."""
+        step = scaled(step, self.target * self.scale * self.length * gain)
+        return scaled(step, self.source.reciprocal())
 
     def message(self, values: Tensor, direction: int) -> Tensor:
         """``Σ_j ŵ_ij v_j`` of the first half of the channels, ``Σ_j d_ij v_j`` of the second.
@@ -163,4 +182,5 @@ def _matrices(edges: Tensor) -> Tensor:
 
 
 def _rows(values: Tensor, rows: slice) -> Tensor:
-    return values if values.shape[1] == 1 else values[:, rows]
+    whole = values.shape[1] == 1 or rows.stop - rows.start >= values.shape[1]
+    return values if whole else values[:, rows]

@@ -5,14 +5,14 @@ import sys
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, isnan, prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
-from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
+from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
 
 LARGEST_STEP = 100.0  # root mean square of an update relative to the step of size 1
 _INSIDE = tuple(
@@ -47,12 +47,12 @@ class Health:
             warnings.warn(
                 f"step {self.steps + 1}: {what} of {name!r}; see health()",
                 RuntimeWarning,
-                stacklevel=_frames_inside(),
+                stacklevel=frames_inside(),
             )
         counts[name] = counts.get(name, 0) + number
 
 
-def _frames_inside() -> int:
+def frames_inside() -> int:
     """How far up from the caller is the line that is neither of torch nor of this package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
@@ -60,12 +60,18 @@ def _frames_inside() -> int:
     return level
 
 
-def finite(name: str, grad: Tensor, health: Health) -> Tensor:
-    """``grad`` with zero for entries that are not finite, or whose square would not be."""
-    flat = grad.detach().reshape(-1)
-    if torch.dot(flat, flat).isfinite():  # one pass without a copy
-        return grad
-    good = grad.abs() <= torch.finfo(grad.dtype).max ** 0.5
+def finite(grads: Mapping[str, Tensor], health: Health) -> dict[str, Tensor]:
+    """``grads`` with zero for entries that are not finite, or whose squares would not be."""
+    flat = [grad.detach().reshape(-1) for grad in grads.values()]
+    squares = torch.stack([torch.dot(x, x) for x in flat]).tolist()  # one pass without a copy
+    return {
+        name: grad if isfinite(square) else _masked(name, grad, health)
+        for (name, grad), square in zip(grads.items(), squares, strict=True)
+    }
+
+
+def _masked(name: str, grad: Tensor, health: Health) -> Tensor:
+    good = grad.detach().abs() <= torch.finfo(grad.dtype).max ** 0.5
     bad = grad.numel() - int(good.sum())
     if not bad:
         return grad
@@ -108,21 +114,27 @@ def relative_sizes(
 
     At 1 an aligned update changes a pre-activation by its initial size.
     """
-    ends = gauge_ends(graph, state)
-    squares = []
+    owners, norms = [], []
     for name, update in updates.items():
-        parts = [
-            _square(block, update, *ends[block.name], step_scale(graph, block))
-            for block in graph.parameters[name]
-        ]
-        squares.append(torch.stack(parts).max())
-    return dict(zip(updates, torch.stack(squares).sqrt().tolist(), strict=True))
+        blocks = graph.parameters[name]
+        for block, ends in zip(blocks, block_ends(blocks, state[name]), strict=True):
+            count = block.folds * prod(block.shape)
+            owners.append((name, step_scale(graph, block) * count**0.5))
+            norms.append(_norm(block, update, *ends))
+    sizes = dict.fromkeys(updates, 0.0)
+    for (name, unit), norm in zip(owners, torch.stack(norms).tolist(), strict=True):
+        sizes[name] = _larger(sizes[name], norm / unit)
+    return sizes
 
 
-def _square(
-    block: WeightBlock, update: Tensor, target: Tensor, source: Tensor, unit: float
-) -> Tensor:
-    update = block.pack(update)
-    rows, columns = block.fold(target, 0), block.fold(source, 1)
-    powers = torch.einsum("boik,bi->bo", update.square(), columns.square())
-    return (powers / rows.square()).mean() / (update[0, 0].numel() * unit**2)
+def _larger(first: float, second: float) -> float:
+    return second if second > first or isnan(second) else first
+
+
+def _norm(block: WeightBlock, update: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """Root of the sum of squares of an update in gauge coordinates."""
+    if block.is_vector:
+        return torch.linalg.vector_norm(block.pack(update) / target[:, :, None, None])
+    update = block.pack(update) * block.fold(source, 1)[:, None, :, None]
+    rows = torch.linalg.vector_norm(update, dim=(2, 3))
+    return torch.linalg.vector_norm(rows / block.fold(target, 0))

@@ -136,7 +136,7 @@ def _biases(graph: WeightGraph, edges: Sequence[Edges], like: Tensor) -> Nodes:
     found = {g.name: like.new_zeros(len(like), g.size, sum(_VECTOR)) for g in graph.groups}
     for part in edges:
         if part.blocks[0].is_vector:
-            every = slice(None)
+            every = slice(0, part.weight.shape[1])
             fast, slow, _ = part.directions(every)
             channels = torch.stack([part.weights(every), fast, slow], -1).mean((2, 3))
             for block, own in part.split(channels):

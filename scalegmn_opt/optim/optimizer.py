@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scalegmn_opt.optim.base import GraphOptimizer
+from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.rule import UpdateRule
 
 DEFAULT_RULE = "general"
@@ -41,6 +42,12 @@ class LearnedOptimizer(GraphOptimizer):
             ``max_change`` scales a step counts as a constant.
         max_change: the largest change of a pre-activation by an aligned step, relative to its
             initial size; a larger step of a parameter is scaled down. None: no limit.
+        gauge: where the sizes of pre-activations and activities come from. ``"swept"``: the initial
+            weights and the root mean square of ``example_inputs``. ``"observed"``: hooks on the
+            modules of ``model`` read them in the first training forward (training mode, gradients
+            enabled) and are gone after the first step, or after :meth:`stop_observing`. All
+            processes of ``torch.distributed``, if it is initialised, count together. What is not
+            seen keeps the sweep's values.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
     float64 parameters), 12 bytes a parameter; ``whitener``, ``n²`` numbers of each matrix whose
@@ -48,8 +55,8 @@ class LearnedOptimizer(GraphOptimizer):
     ``source``, the gauge at the first step, one number a neuron.
 
     Raises:
-        ValueError: for a negative ``lr`` or ``weight_decay``, and ``model`` without
-            ``example_inputs`` or the reverse.
+        ValueError: for a negative ``lr`` or ``weight_decay``, ``model`` without ``example_inputs``
+            or the reverse, and ``gauge="observed"`` without a model or with a rule that has none.
         TypeError: for complex and sharded parameters and sparse gradients.
     """
 
@@ -65,8 +72,11 @@ class LearnedOptimizer(GraphOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         max_change: float | None = None,
+        gauge: GaugeName = "swept",
     ) -> None:
         own = deepcopy(rule) if isinstance(rule, UpdateRule) else UpdateRule.from_pretrained(rule)
+        if gauge == "observed" and own.symmetry == "permutation":
+            raise ValueError('gauge: expected "swept" for a rule of permutations only')
         super().__init__(
             params,
             own,
@@ -77,4 +87,5 @@ class LearnedOptimizer(GraphOptimizer):
             maximize=maximize,
             differentiable=differentiable,
             max_change=max_change,
+            gauge=gauge,
         )

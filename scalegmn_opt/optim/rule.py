@@ -1,7 +1,9 @@
 """UpdateRule: the pure function that a learned optimizer learns."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import repeat
 from math import log
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -9,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.graph import Role, WeightBlock, WeightGraph, pack, unpack
-from scalegmn_opt.optim.directions import rms
 from scalegmn_opt.optim.edges import Edges, joined
-from scalegmn_opt.optim.state import Rule, State, gauge_ends, step_scale
+from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
 from scalegmn_opt.optim.terms import Ends, WeightTerms
 from scalegmn_opt.optim.whitening import is_whitened, rank
 from scalegmn_opt.pretrained import restore, save_weights
@@ -26,7 +27,7 @@ _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule 
 _LAYERS = 3.0  # and the number of matrices of its network
 _MOST_LAYERS = 20  # no network counts as one of more: none of meta-training has
 _KINDS = (0.5, 0.0, 0.0, 0.0, -2.0, -1.2)  # before meta-training, see _kind
-_COHERENCE = ((0.3, 0.0), (0.0, 0.0))  # of the block and of all, by fast and slow momentum
+_COHERENCE = (0.3, 0.0)  # likewise, of fast and slow momentum
 _PERIODIC = frozenset({"sine", "cos"})
 _MAX_LOG_STEP = 3.0
 
@@ -45,7 +46,7 @@ class UpdateRule(Rule):
 
     ``step`` is that of a schedule in time, times ``exp`` of linear functions of what kind of block
     it is (a matrix's smaller side ``n``, a vector, of the last or first layer, of periodic neurons,
-    of how many layers) and of how coherent its and all gradients were (:meth:`Edges.coherence`).
+    of how many layers) and of how coherent its gradients were (:meth:`Edges.coherence`).
 
     ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
     a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
@@ -140,29 +141,17 @@ class UpdateRule(Rule):
             params, grads: (batch, *shape) by name.
             state: from :meth:`init` or the previous step.
         """
-        state = self._advance(state, grads)
-        edges, state = self._edges(graph, params, grads, state)
-        steps = torch.stack([values["step"] for values in state.values()]).amax(0)
-        read = self.terms.read(self._seen(graph), edges, _time(steps)) if self.terms else None
-        factors = self._factors(graph, edges)
+        weights, renewed = pack(graph, params), {}
+        edges: Iterable[Edges] = self._edges(graph, weights, grads, state, renewed)
+        read: Iterable[Ends | None] = repeat(None)
+        if self.terms:
+            edges = list(edges)
+            steps = torch.stack([own["step"] for own in renewed.values()]).amax(0)
+            read = self.terms.read(self._seen(graph), edges, _time(steps))
         updates: dict[str, Tensor] = {}
-        for i, part in enumerate(edges):
-            update = self._update(part, read[i] if read else None, factors)
-            updates |= {block.name: own for block, own in part.split(update)}
-        return unpack(graph, updates), state
-
-    def _factors(self, graph: WeightGraph, edges: Sequence[Edges]) -> dict[str, Tensor]:
-        """What the step of each block (batch,) is multiplied by, for its kind and coherence."""
-        found = {block.name: x for part in edges for block, x in part.coherence()}
-        every = torch.stack(list(found.values())).mean(0)
-        return {
-            name: torch.exp(
-                self.kinds @ self.kinds.new_tensor(_kind(graph, graph.block[name]))
-                + own @ self.coherence[0]
-                + every @ self.coherence[1]
-            )
-            for name, own in found.items()
-        }
+        for found in map(self._update, edges, read):  # what one needs is free before the next
+            updates |= found
+        return unpack(graph, updates), renewed
 
     def _seen(self, graph: WeightGraph) -> WeightGraph:
         """The graph as the neurons' networks know it."""
@@ -180,67 +169,105 @@ class UpdateRule(Rule):
     def _edges(
         self,
         graph: WeightGraph,
-        params: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
         state: State,
-    ) -> tuple[list[Edges], State]:
-        directions, state = self.main_directions(graph, grads, state)
-        weights, ends = pack(graph, params), gauge_ends(graph, state)
-        gains = {name: self._gains(values["step"]) for name, values in state.items()}
+        renewed: State,
+    ) -> Iterator[Edges]:
+        """What is read of each block, with biases last and as one; fills the next state."""
+        gains = self._gains({name: own["step"] + 1 for name, own in state.items()})
+        known = _kinds(graph)
+        factors = (self.kinds.new_tensor(list(known.values())) @ self.kinds).exp().unbind()
+        kinds = dict(zip(known, factors, strict=True))
+        biases: list[Edges] = []
+        for name, blocks in graph.parameters.items():
+            parts, renewed[name] = self._parts(
+                graph, blocks, weights, grads[name], state[name], gains[name], kinds
+            )
+            if _is_plain_bias(blocks[0]):
+                biases += parts
+            else:
+                yield from _given_away(parts)
+            del parts
+        if biases:
+            yield joined(biases)
+
+    def _parts(
+        self,
+        graph: WeightGraph,
+        blocks: Sequence[WeightBlock],
+        weights: Mapping[str, Tensor],
+        grad: Tensor,
+        own: dict[str, Tensor],
+        gains: dict[str, Tensor],
+        kinds: Mapping[str, Tensor],
+    ) -> tuple[list[Edges], dict[str, Tensor]]:
+        mains, own = self.main_directions(blocks, grad, self.advanced(own, grad))
         parts = []
-        for block in graph.blocks:
-            own = state[block.parameter]
-            like = {k: _each(v, block.folds) for k, v in gains[block.parameter].items()}
+        for block, main, ends in zip(blocks, mains, block_ends(blocks, own), strict=True):
+            like = {key: _each(value, block.folds) for key, value in gains.items()}
+            like["length"] = like["length"] * kinds[block.name]
             parts.append(
                 Edges(
                     (block,),
                     weights[block.name],
                     *(block.pack(own[key]) for key in self.decays),
-                    directions[block.name],
+                    main,
                     **like,
                     scale=torch.full_like(like["length"], step_scale(graph, block)),
-                    target=block.fold(ends[block.name][0], 0)[:, :, None, None],
-                    source=block.fold(ends[block.name][1], 1)[:, None, :, None],
+                    target=block.fold(ends[0], 0)[:, :, None, None],
+                    source=block.fold(ends[1], 1)[:, None, :, None],
                 )
             )
-        plain = [p for p in parts if _is_plain_bias(p.blocks[0])]
-        rest = [p for p in parts if not _is_plain_bias(p.blocks[0])]
-        return ([*rest, joined(plain)] if plain else rest), state
+        return parts, own
 
-    def _gains(self, steps: Tensor) -> dict[str, Tensor]:
-        """Factors (batch,) of fast and slow momentum over noise, and the length of a step."""
-        noise = (1 - self.decays["square"] ** steps).sqrt()
-        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** steps) for k in ("fast", "slow")}
-        return {**gains, "length": self._step_length(steps)}
+    def _gains(self, steps: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Factors (batch, 1, 1, 1) of momenta over noise, and lengths of steps, by parameter.
 
-    def _update(self, edges: Edges, ends: Ends | None, factors: Mapping[str, Tensor]) -> Tensor:
-        """The updates of weights, by chunks of rows."""
+        Worked out for all parameters at once.
+        """
+        joint = torch.cat(list(steps.values()))
+        noise = (1 - self.decays["square"] ** joint).sqrt()
+        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** joint) for k in ("fast", "slow")}
+        gains["length"] = self._step_length(joint)
+        split = (x.reshape(-1, 1, 1, 1).chunk(len(steps)) for x in gains.values())
+        return {
+            name: dict(zip(gains, own, strict=True))
+            for name, *own in zip(steps, *split, strict=True)
+        }
+
+    def _update(self, edges: Edges, ends: Ends | None) -> dict[str, Tensor]:
+        """The updates of weights by block, worked out by chunks of rows."""
         parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
         step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return edges.updates(step, self._lengths(edges, step, factors))
+        del parts
+        update = edges.updates(step, self._lengths(edges, step))
+        return {block.name: own for block, own in edges.split(update)}
 
     def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
-        directions = edges.directions(rows)
         if self.terms is None or ends is None:
-            return sum(beta * d for beta, d in zip(self.mixture, directions, strict=True))
-        weights = edges.weights(rows)
+            return edges.mixture(self.mixture, rows)
+        directions, weights = edges.directions(rows), edges.weights(rows)
         out = self.terms(directions, weights, ends, rows)
         step = out[:, 1] * weights
         for k, direction in enumerate(directions):
             step = step + (self.mixture[k] + out[:, 2 + k]) * direction
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
-    def _lengths(self, edges: Edges, step: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-        """Factors (batch · folds, out, 1, 1) that give ``step`` its length, by block."""
-        parts = []
-        for (block, own), (_, like) in zip(
-            edges.split(step), edges.split(edges.main_direction()), strict=True
-        ):
-            size = rms(own, folds=block.folds)
-            gain = rms(like, folds=block.folds) / torch.where(size > 0, size, 1.0)
-            gain = gain * _each(factors[block.name], block.folds)
-            parts.append(gain.expand(-1, block.shape[0], -1, -1))
-        return torch.cat(parts, 1)
+    def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
+        """Factors (batch · folds, out or 1, 1, 1) that give ``step`` its length, by block."""
+        size, like = edges.sizes(step), edges.sizes(edges.main_direction())
+        return like / torch.where(size > 0, size, 1.0) * self._factors(edges)
+
+    def _factors(self, edges: Edges) -> Tensor:
+        """What coherence multiplies the steps of blocks by, (batch · folds, out or 1, 1, 1)."""
+        parts = [
+            _each((own @ self.coherence).exp().reshape(-1, 1, 1, 1), block.folds).expand(
+                -1, block.shape[0] if len(edges.blocks) > 1 else 1, -1, -1
+            )
+            for block, own in edges.coherence()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _step_length(self, steps: Tensor) -> Tensor:
         """A learned schedule without a horizon (batch,), ``4 / (1 + t / 30)`` before training."""
@@ -251,32 +278,44 @@ class UpdateRule(Rule):
         return plain * torch.exp(features @ self.schedule)
 
 
-def _kind(graph: WeightGraph, block: WeightBlock) -> tuple[float, ...]:
-    """What is known of a block: features that its log step is linear in.
+@lru_cache(maxsize=256)
+def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
+    """What is known of each block: features that its log step is linear in.
 
     log (n / 64) of a matrix; a vector, which has 0 there; of the last layer; of the first one; of
     neurons with a periodic activation, to which an aligned step of 1 is a radian; and
     log (layers / 3), where layers are matrices, of all of the network.
     """
-    matrix, activation = is_whitened(block), graph.group[block.target].activation
     layers = min(max(1, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
-    return (
-        log(rank(block) / _RANK) if matrix else 0.0,
-        float(not matrix),
-        float(all(other.source != block.target for other in graph.blocks)),
-        float(graph.group[block.source].role is Role.INPUT),
-        float(activation is not None and activation.name in _PERIODIC),
-        log(layers / _LAYERS),
-    )
+    left = {block.source for block in graph.blocks}
+    found = {}
+    for block in graph.blocks:
+        target, matrix = graph.group[block.target], is_whitened(block)
+        found[block.name] = (
+            log(rank(block) / _RANK) if matrix else 0.0,
+            float(not matrix),
+            float(target.name not in left),
+            float(graph.group[block.source].role is Role.INPUT),
+            float(target.activation is not None and target.activation.name in _PERIODIC),
+            log(layers / _LAYERS),
+        )
+    return found
 
 
 def _is_plain_bias(block: WeightBlock) -> bool:
     return block.is_vector and block.shape[1:] == (1, 1) and block.folds == 1
 
 
+def _given_away(parts: list[Edges]) -> Iterator[Edges]:
+    """The elements of ``parts``, which is empty then, so that nothing holds them any longer."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
+
+
 def _each(values: Tensor, folds: int) -> Tensor:
-    """Values (batch,) for all folds (batch · folds, 1, 1, 1)."""
-    return values.repeat_interleave(folds)[:, None, None, None]
+    """Values (batch, ...) for all folds (batch · folds, ...)."""
+    return values if folds == 1 else values.repeat_interleave(folds, 0)
 
 
 def _time(steps: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """What a rule remembers of each parameter, and the units of its steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
-from scalegmn_opt.optim.directions import relative_to_noise
+from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack_blocks
+from scalegmn_opt.optim.directions import inverse_root, scaled
 from scalegmn_opt.optim.whitening import is_whitened, kept_numbers, whiten
-from scalegmn_opt.symmetry import activity_sweep, scale_ratio
+from scalegmn_opt.symmetry import activity_sweep
 
 State = dict[str, dict[str, Tensor]]  # by parameter; see Rule.init
 
@@ -23,7 +23,7 @@ class Rule(nn.Module):
 
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
     gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
-    A rule that ``whitens`` calls :meth:`main_directions` at each step.
+    A rule that ``whitens`` calls :meth:`main_directions` for each parameter at each step.
     """
 
     decays: ClassVar[dict[str, float]]
@@ -79,73 +79,79 @@ class Rule(nn.Module):
         return {"whitener": p.new_zeros(len(p), count)} if count else {}
 
     def main_directions(
-        self, graph: WeightGraph, grads: Mapping[str, Tensor], state: State
-    ) -> tuple[dict[str, Tensor | None], State]:
-        """Whitened descent directions of matrices, None of other blocks, and the next state.
+        self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        """Whitened descent directions of a parameter's matrices, None of other blocks; its state.
 
         What is whitened is Nesterov's momentum: a decay of ``fast`` ahead of the average.
         """
-        ends = gauge_ends(graph, state)
-        found: dict[str, Tensor | None] = {}
-        renewed: State = {}
-        for name, blocks in graph.parameters.items():
-            own, parts = state[name], []
-            ahead = torch.lerp(grads[name], own["fast"], self.decays["fast"])
-            counts = [kept_numbers(block) for block in blocks]
-            kept = own.get("whitener", ahead.new_zeros(len(ahead), 0)).split(counts, 1)
-            for block, part in zip(blocks, kept, strict=True):
-                found[block.name] = None
-                if is_whitened(block):
-                    target, source = (block.fold(x, i) for i, x in enumerate(ends[block.name]))
-                    momentum = block.pack(ahead) * -target[:, :, None, None]
-                    momentum = momentum.div_(source[:, None, :, None])
-                    step = int(own["step"][0])
-                    found[block.name], part = whiten(block, momentum, part, step=step)
-                parts.append(part)
-            renewed[name] = {**own, "whitener": torch.cat(parts, 1)} if sum(counts) else own
-        return found, renewed
+        if not any(map(is_whitened, blocks)):
+            return [None] * len(blocks), own
+        ahead = torch.lerp(grad, own["fast"], self.decays["fast"])
+        counts = [kept_numbers(block) for block in blocks]
+        if sum(counts):
+            kept, step = own["whitener"].split(counts, 1), int(own["step"][0])
+        else:
+            kept, step = [ahead.new_zeros(len(ahead), 0)] * len(blocks), 0
+        found: list[Tensor | None] = []
+        renewed = []
+        for block, part, ends in zip(blocks, kept, block_ends(blocks, own), strict=True):
+            direction = None
+            if is_whitened(block):
+                target, source = (block.fold(x, i) for i, x in enumerate(ends))
+                momentum = scaled(block.pack(ahead), -target[:, :, None, None])
+                momentum = scaled(momentum, source.reciprocal()[:, None, :, None])
+                direction, part = whiten(block, momentum, part, step=step)
+            found.append(direction)
+            renewed.append(part)
+        if all(new is old for new, old in zip(renewed, kept, strict=True)):
+            return found, own
+        whitener = torch.cat(renewed, 1) if len(renewed) > 1 else renewed[0]
+        return found, {**own, "whitener": whitener}
 
-    def _advance(self, state: State, grads: Mapping[str, Tensor]) -> State:
-        return {name: self._advance_one(state[name], grad) for name, grad in grads.items()}
-
-    def _advance_one(self, state: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    def advanced(self, own: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter after one more gradient, but for what is whitened."""
         averages = {
-            key: torch.lerp(grad.square() if key == "square" else grad, state[key], decay)
+            key: torch.lerp(grad.square() if key == "square" else grad, own[key], decay)
             for key, decay in self.decays.items()
         }
-        return {**state, "step": state["step"] + 1, **averages}
+        return {**own, "step": own["step"] + 1, **averages}
 
-    def plain_step(
+    def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
+        """Updates along ``-m / sqrt(v)`` in gauge coordinates and units; nothing is learned."""
+        return {
+            name: self.plain_update(graph, blocks, state[name], [None] * len(blocks))
+            for name, blocks in graph.parameters.items()
+        }
+
+    def plain_update(
         self,
         graph: WeightGraph,
-        state: State,
-        directions: Mapping[str, Tensor | None] | None = None,
-    ) -> dict[str, Tensor]:
-        """Updates along ``-m / sqrt(v)`` in gauge coordinates and units; nothing is learned.
+        blocks: Sequence[WeightBlock],
+        own: dict[str, Tensor],
+        directions: Sequence[Tensor | None],
+    ) -> Tensor:
+        """The plain step of one parameter (batch, *shape).
 
         Args:
-            directions: by block (batch · folds, out, in, kernel), to be used instead where given.
+            directions: of its blocks (batch · folds, out, in, kernel), to be used where given.
         """
-        ratios = gauge_ratios(graph, state)
-        updates = {}
-        for block in graph.blocks:
-            given = directions[block.name] if directions else None
-            direction = self._direction(block, state[block.parameter]) if given is None else given
-            updates[block.name] = (
-                ratios[block.name] * direction * (self.size * step_scale(graph, block))
-            )
-        return unpack(graph, updates)
+        parts = []
+        for block, given, ends in zip(blocks, directions, block_ends(blocks, own), strict=True):
+            direction = self._direction(block, own) if given is None else given
+            target, source = (block.fold(x, i) for i, x in enumerate(ends))
+            size = self.size * step_scale(graph, block)
+            update = scaled(direction, size * target[:, :, None, None])
+            parts.append(scaled(update, source.reciprocal()[:, None, :, None]))
+        return unpack_blocks(blocks, parts)
 
-    def _direction(self, block: WeightBlock, state: dict[str, Tensor]) -> Tensor:
+    def _direction(self, block: WeightBlock, own: dict[str, Tensor]) -> Tensor:
         """``-m / sqrt(v)`` (batch · folds, out, in, kernel): downhill, with entries O(1)."""
-        fast, square = (block.pack(self.unbiased(state, key)) for key in ("fast", "square"))
-        return relative_to_noise(-fast, square)
-
-    def unbiased(self, state: dict[str, Tensor], key: str) -> Tensor:
-        """An average (batch, *shape), corrected for its start at zero."""
-        values = state[key]
-        step = state["step"].to(values).reshape(-1, *[1] * (values.ndim - 1))
-        return values / (1 - self.decays[key] ** step)
+        step, decays = own["step"].to(own["fast"]), self.decays
+        gain = -(1 - decays["square"] ** step).sqrt() / (1 - decays["fast"] ** step)
+        fast, square = (block.pack(own[key]) for key in ("fast", "square"))
+        gain = gain.repeat_interleave(block.folds).reshape(-1, 1, 1, 1)
+        return scaled(inverse_root(square), gain) * fast
 
 
 def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
@@ -160,20 +166,12 @@ def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
     return graph.fan_in[block.target] ** -0.5
 
 
-def gauge_ends(graph: WeightGraph, state: State) -> dict[str, tuple[Tensor, Tensor]]:
-    """The gauge that the state keeps, ``s_i`` (batch, out) and ``s_j`` (batch, in), by block."""
-    found = {}
-    for name, blocks in graph.parameters.items():
-        ends = (
-            state[name][end].split([graph.group[getattr(b, end)].size for b in blocks], 1)
-            for end in ("target", "source")
-        )
-        for block, target, source in zip(blocks, *ends, strict=True):
-            found[block.name] = target, source
-    return found
-
-
-def gauge_ratios(graph: WeightGraph, state: State) -> dict[str, Tensor]:
-    """``s_i / s_j`` (batch · folds, out, in, 1) by block, from the gauge that the state keeps."""
-    ends = gauge_ends(graph, state)
-    return {block.name: scale_ratio(block, *ends[block.name]) for block in graph.blocks}
+def block_ends(
+    blocks: Sequence[WeightBlock], own: Mapping[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """The gauge that a parameter's state keeps, ``s_i`` (batch, out), ``s_j`` (batch, in)."""
+    if len(blocks) == 1:
+        return [(own["target"], own["source"])]
+    targets = own["target"].split([block.nodes[0] for block in blocks], 1)
+    sources = own["source"].split([block.nodes[1] for block in blocks], 1)
+    return list(zip(targets, sources, strict=True))

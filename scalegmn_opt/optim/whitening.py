@@ -8,6 +8,7 @@ from scalegmn_opt.graph import WeightBlock
 from scalegmn_opt.optim.directions import (
     apply_whitener,
     rms,
+    scaled,
     unit_rms,
     whitened,
     whitener,
@@ -61,5 +62,5 @@ def whiten(
 
 
 def shortened(x: Tensor, *, folds: int) -> Tensor:
-    """``x`` over its root mean square (over all but the batch) where that is above one."""
-    return x / rms(x, folds=folds).clamp_min(1.0)
+    """``x`` of the caller's own over its root mean square by network, where that is above one."""
+    return scaled(x, rms(x, folds=folds).clamp_min(1.0).reciprocal())

@@ -6,6 +6,7 @@ from scalegmn_opt.symmetry.gauge import (
     backward_sweep,
     forward_sweep,
     gauged,
+    largest_change,
     only_permuted,
     scale_ratio,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "backward_sweep",
     "forward_sweep",
     "gauged",
+    "largest_change",
     "only_permuted",
     "random_transform",
     "scale_ratio",

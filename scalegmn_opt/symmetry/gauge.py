@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def forward_sweep(
         edges: packed parameters, by block (batch, out, in, kernel).
         input_rms: root mean square of the network's input, a number or (batch,).
     """
-    return Gauge(_sweep(graph, edges, input_rms=input_rms, bounded=frozenset())[0])
+    return Gauge(_sweep(graph, edges, input_rms=input_rms, bounded=False)[0])
 
 
 def activity_sweep(
@@ -58,7 +59,7 @@ def activity_sweep(
     more than one comes out. Such neurons have no positive scale, so that as pairs of sizes at the
     ends of a weight they are a gauge as well. Arguments as there.
     """
-    return _sweep(graph, edges, input_rms=input_rms, bounded=_BOUNDED)
+    return _sweep(graph, edges, input_rms=input_rms, bounded=True)
 
 
 def _sweep(
@@ -66,7 +67,7 @@ def _sweep(
     edges: dict[str, Tensor],
     *,
     input_rms: Tensor | float,
-    bounded: frozenset[str],
+    bounded: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     batch = len(edges[graph.blocks[0].name]) // graph.blocks[0].folds
     one = edges[graph.blocks[0].name].new_ones(batch, 1)
@@ -86,11 +87,18 @@ def _sweep(
             shared = not group.symmetry.rescales or group.symmetry.common
             scales[name] = _scale(square, shared=shared)
         outputs[name] = scales[name]
-        if group.activation and group.activation.name in bounded:
-            factor = abs(group.activation.parameter)
-            outputs[name] = (factor * scales[name]).clamp_max(1.0)
-            scales[name] = scales[name].clamp_max(1.0 / factor)
+        largest = largest_change(group) if bounded else inf
+        if largest < inf:
+            outputs[name] = (scales[name] / largest).clamp_max(1.0)
+            scales[name] = scales[name].clamp_max(largest)
     return scales, outputs
+
+
+def largest_change(group: NeuronGroup) -> float:
+    """``1 / f`` for an odd activation ``σ(f z)`` bounded by one: more is not noticed; or inf."""
+    if group.activation and group.activation.name in _BOUNDED:
+        return 1.0 / abs(group.activation.parameter)
+    return inf
 
 
 def backward_sweep(

@@ -167,7 +167,7 @@ def test_guard_does_not_touch_a_healthy_trajectory(monkeypatch):
         warnings.simplefilter("error")
         guarded = prepared()
         guarded[1].step()
-    monkeypatch.setattr("scalegmn_opt.optim.base.finite", lambda name, grad, health: grad)
+    monkeypatch.setattr("scalegmn_opt.optim.base.finite", lambda grads, health: grads)
     monkeypatch.setattr(
         "scalegmn_opt.optim.base.guarded",
         lambda updates, *_, **__: (updates, dict.fromkeys(updates, 1.0)),

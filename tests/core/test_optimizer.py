@@ -267,10 +267,10 @@ def test_named_parameters_and_order_do_not_matter():
 
 
 def test_two_models_with_the_same_names():
-    """They share the number of layers and the coherence of all gradients, here without effect."""
+    """They share the number of layers, here without effect."""
     rule = copy.deepcopy(RULE)
     with torch.no_grad():
-        rule.kinds[-1], rule.coherence[1] = 0.0, 0.0
+        rule.kinds[-1] = 0.0
     models, alone = ([network(seed=seed) for seed in (0, 1)] for _ in range(2))
     own = LearnedOptimizer([{"params": list(m.named_parameters())} for m in models], rule=rule)
     single = [LearnedOptimizer(m.named_parameters(), rule=rule) for m in alone]

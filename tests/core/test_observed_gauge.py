@@ -1,0 +1,311 @@
+"""gauge="observed": sizes read by hooks in the first training forward, whatever is around it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from optimizers import X, Y, loss_of, network, options_of, same, train, values
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from scalegmn_opt import LearnedOptimizer, UpdateRule, random_transform, trace
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon
+
+OBSERVERS = [LearnedOptimizer, GaugeAdam, GaugeMuon]
+
+
+def observing(model, cls=GaugeAdam, x=X, **options):
+    return cls.for_model(model, (x,), **options_of(cls, gauge="observed", **options))
+
+
+def ends(own):
+    """The gauge of each parameter, by name."""
+    names = {p: name for name, p in own.named_parameters().items()}
+    return {names[p]: (s["target"], s["source"]) for p, s in own.state.items()}
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def size(x):
+    return x.square().mean(0).sqrt()
+
+
+def step(model, own, x=X):
+    own.zero_grad()
+    loss_of(model, x).backward()
+    own.step()
+    return ends(own)
+
+
+def assert_equal_ends(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_gauge_is_the_size_of_preactivations_and_activities():
+    model = network()
+    own, (first, second, third) = observing(model), (model[0], model[2], model[4])
+    with torch.no_grad():
+        z = first(X)
+        y = second(z.relu())
+        out = third(y.tanh())
+    found = step(model, own)
+    torch.testing.assert_close(found["0.weight"][0], size(z))
+    torch.testing.assert_close(found["0.bias"][0], size(z))
+    assert (found["0.bias"][1] == 1).all()
+    torch.testing.assert_close(found["2.weight"][1], size(z.relu()))
+    shared = y.square().mean().sqrt().clamp_max(1.0)  # no scale of its own, and bounded
+    torch.testing.assert_close(found["2.weight"][0], shared.expand(6))
+    torch.testing.assert_close(found["4.weight"][1], y.tanh().square().mean().sqrt().expand(6))
+    torch.testing.assert_close(found["4.weight"][0], out.square().mean().sqrt().expand(3))
+
+
+@pytest.mark.parametrize("cls", OBSERVERS)
+def test_hooks_are_gone_after_the_first_step(cls):
+    model = network()
+    own = observing(model, cls)
+    assert hooks(model) == 5
+    first = step(model, own)
+    assert hooks(model) == 0
+    assert_equal_ends(step(model, own, 3 * X), first)
+
+
+def test_hooks_removed_by_hand_leave_the_sweep():
+    model, other = network(), network()
+    own = observing(model)
+    own.stop_observing()
+    assert hooks(model) == 0
+    assert_equal_ends(step(model, own), step(other, GaugeAdam.for_model(other, (X,))))
+
+
+def test_nothing_is_read_in_an_evaluation():
+    model, other = network(), network()
+    own = observing(model)
+    with torch.no_grad():
+        model(100 * X)
+    model.eval()
+    model(100 * X)
+    model.train()
+    assert_equal_ends(step(model, own), step(other, observing(other)))
+
+
+def test_only_the_first_training_forward_counts():
+    model, other = network(), network()
+    own = observing(model)
+    loss_of(model).backward()
+    assert_equal_ends(step(model, own, 5 * X), step(other, observing(other)))
+
+
+def test_a_forward_that_failed_does_not_count():
+    model, other = network(), network()
+    own = observing(model)
+    with pytest.raises(RuntimeError):
+        model(100 * X[:, :3])
+    assert_equal_ends(step(model, own), step(other, observing(other)))
+
+
+class Rematerialised(nn.Module):
+    """The second layer twice: once computed again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if self.reentrant is None:
+            x = self.second(x).relu()
+        else:
+            x = checkpoint(self._again, x, use_reentrant=self.reentrant)
+        return self.last(self.second(x).relu())
+
+    def _again(self, x):
+        return self.second(x).relu()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_computed_again_counts_once(reentrant):
+    torch.manual_seed(0)
+    plain = Rematerialised(None)
+    remade = Rematerialised(reentrant)
+    remade.load_state_dict(plain.state_dict())
+    own = observing(plain)
+    again = GaugeAdam(
+        remade.named_parameters(), model=remade, example_inputs=(X,), gauge="observed"
+    )
+    assert_equal_ends(step(remade, again), step(plain, own))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_compiled_model(outer):
+    model, other = network(), network()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    own = GaugeAdam.for_model(compiled if outer else model, (X,), gauge="observed")
+    expected = step(other, observing(other))
+    found = step(compiled, own)
+    assert_equal_ends({n.removeprefix("_orig_mod."): e for n, e in found.items()}, expected)
+    assert hooks(model) == hooks(compiled) == 0
+    for _ in range(2):
+        step(compiled, own)
+    assert_equal_ends(ends(own), found)
+
+
+def test_model_that_was_compiled_before_without_hooks():
+    first, model, other = network(), network(), network()
+    train(torch.compile(first, backend="eager"), GaugeAdam.for_model(first, (X,)))
+    compiled = torch.compile(model, backend="eager")
+    found = step(compiled, observing(compiled))
+    expected = step(other, observing(other))
+    assert_equal_ends({n.removeprefix("_orig_mod."): e for n, e in found.items()}, expected)
+
+
+def test_nothing_seen_is_told():
+    model, other = network(), network()
+    own = observing(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.warns(RuntimeWarning, match="no training forward of the model was seen") as caught:
+        own.step()
+    assert caught[0].filename == __file__
+    assert_equal_ends(ends(own), step(other, GaugeAdam.for_model(other, (X,))))
+
+
+def processes(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    model = network().double()
+    own = observing(model, x=X.double())
+    parallel = nn.parallel.DistributedDataParallel(model)
+    for _ in range(3):
+        own.zero_grad()
+        F.cross_entropy(parallel(X[rank::2].double()), Y[rank::2]).backward()
+        own.step()
+    torch.save((model.state_dict(), ends(own)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_see_together(tmp_path):
+    torch.multiprocessing.spawn(processes, (str(tmp_path),), nprocs=2)
+    model = network().double()
+    own = observing(model, x=X.double())
+    for _ in range(3):
+        found = step(model, own, X.double())
+    for rank in range(2):
+        weights, seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_equal_ends(seen, found)
+        torch.testing.assert_close(weights, dict(model.state_dict()))
+
+
+def test_shared_sums_of_one_process_are_its_own(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/init", rank=0, world_size=1
+    )
+    try:
+        model, unseen = network(), network()
+        found = step(model, observing(model))
+        own = observing(unseen)
+        own.stop_observing()
+        swept = step(unseen, own)
+    finally:
+        torch.distributed.destroy_process_group()
+    other = network()
+    assert_equal_ends(found, step(other, observing(other)))
+    assert_equal_ends(swept, step(other := network(), GaugeAdam.for_model(other, (X,))))
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 6, 2, padding=1, bias=False),
+        nn.BatchNorm2d(6, eps=1e-30), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=2), nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, 2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 8), nn.LayerNorm(8, eps=0),
+        nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", OBSERVERS)
+@pytest.mark.parametrize("make", [network, convolutional])
+def test_training_from_transformed_parameters_gives_the_same_function(make, cls):
+    torch.manual_seed(1)
+    model, x = make().double(), X.double()
+    moved = copy.deepcopy(model)
+    params = {n: p.detach()[None] for n, p in model.named_parameters()}
+    transform = random_transform(trace(model, (x,)), torch.Generator().manual_seed(2))
+    acted = transform.apply(params)
+    moved.load_state_dict({n: p[0] for n, p in acted.items()}, strict=False)
+    assert not same(values(moved), values(model))
+    start = model(x).detach()
+    for each in (model, moved):
+        train(each, observing(each, cls, x), 20, x)
+    expected = model(x).detach()
+    assert (expected - start).abs().max() > 0.01
+    assert (moved(x) - expected).abs().max() < 1e-7 * expected.abs().max()
+
+
+def test_scales_stay_within_ten_times_the_sweeps():
+    model, other = network(), network()
+    with torch.no_grad():
+        model[0].bias[0] = other[0].bias[0] = -100.0  # a neuron that never answers
+    found = step(model, observing(model))
+    swept = step(other, GaugeAdam.for_model(other, (X,)))
+    ratio = found["2.weight"][1] / swept["2.weight"][1]
+    assert ratio[0] == pytest.approx(0.1)
+    assert ((ratio[1:] > 0.1) & (ratio[1:] < 10)).all()
+
+
+class Tied(nn.Module):
+    """A weight of two modules, and parameters of a module that is not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again.weight = self.first.weight
+        self.slope, self.last = nn.PReLU(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.slope(self.again(self.first(x))))
+
+
+def test_what_is_not_read_keeps_the_sweep():
+    torch.manual_seed(0)
+    model = Tied()
+    other = copy.deepcopy(model)
+    found = step(model, observing(model))
+    swept = step(other, GaugeAdam.for_model(other, (X,)))
+    for name in ("first.weight", "slope.weight"):
+        torch.testing.assert_close(found[name], swept[name])
+    assert not torch.equal(found["last.weight"][0], swept["last.weight"][0])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_made_before_the_first_step_observe_their_own_model(duplicate):
+    model, own = (pair := duplicate((m := network(), observing(m))))
+    assert hooks(pair[0]) == 5
+    other = network()
+    assert_equal_ends(step(model, own), step(other, observing(other)))
+    assert hooks(model) == 0
+
+
+def test_gauge_that_cannot_be():
+    with pytest.raises(ValueError, match=r"gauge: expected one of .*'swept'.*, got 'guessed'"):
+        GaugeAdam(network().parameters(), gauge="guessed")
+    with pytest.raises(ValueError, match="gauge: expected a model to observe, got none"):
+        GaugeMuon(network().parameters(), gauge="observed")
+    rule = UpdateRule(channels=0, symmetry="permutation")
+    with pytest.raises(ValueError, match='gauge: expected "swept" for a rule of permutations'):
+        LearnedOptimizer.for_model(network(), (X,), rule=rule, gauge="observed")
+
+
+def test_observed_gauge_trains():
+    model = network()
+    losses = train(model, observing(model, LearnedOptimizer, rule=UpdateRule(channels=0)), 60)
+    assert losses[-1] < losses[0] / 2
