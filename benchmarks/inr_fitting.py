@@ -75,9 +75,7 @@ WAYS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "fit, target 40 dB": partial(at_once, steps=45, target=40.0),
     "fit, target 37 dB": partial(at_once, steps=40, target=37.0),
     "plain loop, same Adam": partial(plain_loop, steps=45, rate=1e-2, betas=SHORT, target=40.0),
-    "plain loop, default betas": partial(
-        plain_loop, steps=80, rate=1e-2, betas=USUAL, target=40.0
-    ),
+    "plain loop, default betas": partial(plain_loop, steps=80, rate=1e-2, betas=USUAL, target=40.0),
 }
 
 

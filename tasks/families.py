@@ -40,8 +40,9 @@ class Family(_Strict):
 
     ``width`` is hidden neurons or channels of a layer, ``depth`` hidden layers, stages or blocks,
     ``inputs`` the input neurons of flat networks. ``augment`` turns on all that changes a task
-    but not its kind: other initialisations and their reparametrisation, scales of inputs and loss,
-    label noise, and, of perceptrons, what the inputs are projected to.
+    but not its kind: other losses, initialisations and their reparametrisation, scales of inputs
+    and loss, subsets of the classes, label noise, and, of perceptrons, what the inputs are
+    projected to.
     """
 
     data: Annotated[str, one_of("data set", SOURCES)]

@@ -51,7 +51,8 @@ def draw_tasks(family: Family, count: int, *, generator: torch.Generator) -> lis
     example = datasets[0].train_inputs[:2]
     example = example if projections[0] is None else example @ projections[0]
     module = _module(family, datasets[0], example.shape[1], generator=generator)
-    loss = choice(_losses(datasets[0]), generator=generator)
+    losses = _losses(datasets[0]) if family.augment else [_plain_loss(datasets[0])]
+    loss = choice(losses, generator=generator)
     batch_size = log_integer(*family.batch_size, generator=generator)
     initialisation = _initialisation(family, generator=generator)
     loss_scale = log_number(0.3, 3.0, generator=generator) if family.augment else 1.0
@@ -83,7 +84,7 @@ def _datasets(
         return found
     if family.model == "autoencoder":
         return [reconstruction(dataset) for dataset in found]
-    if found[0].classes is not None:
+    if found[0].classes is not None and family.augment:
         labels = integer(2, found[0].classes, generator=generator)
         orders = [torch.randperm(d.classes or 0, generator=generator) for d in found]
         found = [with_classes(d, o[:labels]) for d, o in zip(found, orders, strict=True)]
@@ -136,6 +137,10 @@ def _losses(dataset: Dataset) -> list[str]:
         return sorted(NUMBER_LOSSES)
     many = dataset.classes > _MANY  # squares are of the order of the classes
     return sorted(name for name in CLASS_LOSSES if not (many and name == "one-hot-squares"))
+
+
+def _plain_loss(dataset: Dataset) -> str:
+    return "squares" if dataset.classes is None else "cross-entropy"
 
 
 def _initialisation(family: Family, *, generator: torch.Generator) -> Initialisation:

@@ -91,6 +91,16 @@ def _muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Steppe
     return _Pair(model, **settings)
 
 
+def _soap(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        raise ImportError(
+            'the contender "soap" needs pytorch_optimizer: pip install "scalegmn-opt[baselines]"'
+        ) from error
+    return SOAP(model.parameters(), weight_decay=0.0, **settings)
+
+
 def _gauge_adam(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
     return GaugeAdam.for_model(model, inputs)
 
@@ -141,6 +151,7 @@ CONTENDERS: dict[str, Contender] = {
     "adamw": Contender(_adamw, _rates(*_RATES), {"lr": 1e-3}),
     "nadamw": Contender(_nadamw, _search(), _NADAMW_DEFAULT),
     "muon": Contender(_muon, _rates(*_RATES), {"lr": 1e-3}),
+    "soap": Contender(_soap, _rates(*_RATES), {"lr": 3e-3}),
     "gauge-adam": Contender(_gauge_adam),
     "gauge-muon": Contender(_gauge_muon),
     "untrained": Contender(_untrained),

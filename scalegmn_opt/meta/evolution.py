@@ -1,11 +1,14 @@
 """Meta-gradients from losses alone: antithetic evolution strategies over whole runs, and PES."""
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
 
 from scalegmn_opt.graph import WeightGraph
 from scalegmn_opt.meta.estimators import (
@@ -15,45 +18,67 @@ from scalegmn_opt.meta.estimators import (
     health,
 )
 from scalegmn_opt.meta.objectives import Aim
-from scalegmn_opt.meta.task import TaskSuite
-from scalegmn_opt.meta.unroll import InnerRun, Params, Step, unroll
+from scalegmn_opt.meta.task import TaskSuite, stacked_losses
+from scalegmn_opt.meta.unroll import InnerRun, Params, RunOptions, Step, unroll
 from scalegmn_opt.optim.state import Rule, State
 
 
-class PairedRun(InnerRun):
-    """An inner run whose second copy is trained by the opposite perturbation.
+class PopulationRun(InnerRun):
+    """An inner run in many copies: the same networks and batches, each copy with its own rule.
 
-    ``twin`` is the second copy's parameters and state, ``drift`` the sum of the first copy's
-    perturbations by name since the run began.
+    ``params`` and ``state`` have a leading axis of ``2 · pairs · networks``, copies first, the
+    second half of them perturbed opposite to the first; ``drift`` (pairs, *shape) by name is the
+    sum of the first half's perturbations since the run began.
     """
 
-    twin: tuple[Params, State]
     drift: Params
 
+    def __init__(
+        self, rule: Rule, suite: TaskSuite, *, pairs: int, options: RunOptions, seed: int
+    ) -> None:
+        self.copies = 2 * pairs
+        super().__init__(rule, suite, options=options, seed=seed)
+
     def reset(self) -> None:
-        """Begin a new run with both copies at one point."""
+        """Begin a new run with all copies at one point."""
         super().reset()
-        self.twin, self.drift = (self.params, self.state), {}
+        self.params = {name: self._copied(p) for name, p in self.params.items()}
+        self.state = {
+            name: {key: self._copied(x) for key, x in values.items()}
+            for name, values in self.state.items()
+        }
+        self.first_losses = self._copied(self.first_losses)
+        self.drift = {}
+
+    def _copied(self, x: Tensor) -> Tensor:
+        return x.repeat(self.copies, *[1] * (x.ndim - 1))
+
+    def losses_on(self, params: Mapping[str, Tensor], batches: list[Any]) -> Tensor:
+        """Losses (copies · networks,) of all copies on the same ``batches``."""
+        return stacked_losses(list(self.tasks) * self.copies, params, batches * self.copies)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a copy needs to go on exactly."""
-        return {**super().state_dict(), "twin": self.twin, "drift": self.drift}
+        return {**super().state_dict(), "drift": self.drift}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken."""
         super().load_state_dict(state)
-        self.twin, self.drift = state["twin"], state["drift"]
+        self.drift = state["drift"]
 
 
 class EvolutionStrategies(RuleObjective):
     """Antithetic differences of whole runs: the gradient of a smoothed objective, without bias.
 
-    ``g = (L(θ + ε) - L(θ - ε)) / (2 σ²) · ε`` with ``ε ~ N(0, σ²)``, one pair of runs from equal
-    starts on equal batches each time. Memory does not grow with the length of a run. Arguments as
-    of :class:`RuleObjective`, and:
+    ``g = mean of (L(θ + ε) - L(θ - ε)) / (2 σ²) · ε`` over pairs of runs with ``ε ~ N(0, σ²)``,
+    from equal starts on equal batches. All runs are done side by side by ``torch.func.vmap`` over
+    the rule's weights, so that a rule may not branch on the numbers it is given (but for ``step``).
+    Memory does not grow with the length of a run. A pair whose losses are not finite counts zero.
+    Arguments as of :class:`RuleObjective`, and:
 
     Args:
         sigma: deviation of the perturbation of each meta-parameter.
+        pairs: of runs on each task.
 
     References:
         Salimans et al., arXiv 1703.03864; Metz et al., arXiv 1810.10180.
@@ -69,62 +94,67 @@ class EvolutionStrategies(RuleObjective):
         objective: Aim = "log",
         batches: Batches = "training",
         sigma: float = 0.01,
+        pairs: int = 1,
     ) -> None:
         super().__init__(
             rule, suite, networks=networks, horizon=horizon, objective=objective, batches=batches
         )
-        self.sigma = _checked_sigma(sigma)
+        if pairs < 1:
+            raise ValueError(f"pairs: expected at least 1, got {pairs}")
+        self.sigma, self.pairs = _checked_sigma(sigma), pairs
 
-    def new_worker(self, seed: int) -> PairedRun:
-        return PairedRun(self.rule, self.suite, options=self.options, seed=seed)
+    def new_worker(self, seed: int) -> PopulationRun:
+        return PopulationRun(
+            self.rule, self.suite, pairs=self.pairs, options=self.options, seed=seed
+        )
 
-    def forward(self, worker: PairedRun) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, worker: PopulationRun) -> tuple[Tensor, dict[str, float]]:
         return self.estimate(worker, steps=worker.remaining)
 
-    def estimate(self, worker: PairedRun, *, steps: int) -> tuple[Tensor, dict[str, float]]:
-        """A loss whose gradient is the estimate for the next ``steps`` steps; advances both."""
-        noise = {
-            name: self.sigma
-            * torch.randn(p.shape, generator=worker.generator, dtype=p.dtype).to(p.device)
-            for name, p in self.rule.named_parameters()
-        }
+    def estimate(self, worker: PopulationRun, *, steps: int) -> tuple[Tensor, dict[str, float]]:
+        """A loss whose gradient is the estimate for the next ``steps`` steps; advances them all."""
+        noise = {name: self._noise(p, worker.generator) for name, p in self._weights().items()}
         drift = {name: worker.drift.get(name, 0.0) + e for name, e in noise.items()}
-        start, begun = worker.generator.get_state(), (worker.params, worker.state)
-        plus = unroll(self._moved(noise, 1), worker, *begun, steps=steps, differentiable=False)
-        worker.generator.set_state(start)  # the same batches
-        minus = unroll(
-            self._moved(noise, -1), worker, *worker.twin, steps=steps, differentiable=False
-        )
-        high, low = (self.judge(worker, losses) for losses in (plus[2], minus[2]))
-        log = health(worker, torch.maximum(plus[2], minus[2]))
+        params, state, losses = unroll(
+            self._moved(noise), worker, worker.params, worker.state, steps=steps,
+            differentiable=False,
+        )  # fmt: skip
+        every = losses.unflatten(1, (2 * self.pairs, -1)).unbind(1)
+        judged = torch.stack([self.judge(worker, own) for own in every])
+        log = health(worker, losses)
         worker.remaining -= steps
         if worker.remaining > 0 and not log["diverged"]:
-            (worker.params, worker.state), worker.twin = _kept(plus), _kept(minus)
-            worker.drift = drift
+            worker.params = {name: p.detach() for name, p in params.items()}
+            worker.state, worker.drift = state, drift
         else:
             worker.reset()
-        if log["skipped"]:
+        high, low = judged.chunk(2)
+        valid = (high - low).isfinite()
+        log["skipped"] = float((~valid).float().mean())
+        if not valid.any():
             return self.anchored(torch.zeros(())), log
-        slope = (high - low) / (2 * self.sigma**2)
-        # Has the mean of both as its value, and the estimate as its gradient.
+        slopes = torch.where(valid, (high - low) / (2 * self.sigma**2), 0.0)
+        # Has the mean of all runs as its value, and the estimate as its gradient.
         pull = sum(
-            (slope * drift[name] * (p - p.detach())).sum()
+            (torch.tensordot(slopes, drift[name], 1) / self.pairs * (p - p.detach())).sum()
             for name, p in self.rule.named_parameters()
         )
-        return self.anchored((high + low) / 2 + pull), log
+        return self.anchored((high + low)[valid].mean() / 2 + pull), log
 
-    def _moved(self, noise: Params, sign: int) -> Step:
-        """The rule with its weights moved by ``sign`` times ``noise``."""
+    def _weights(self) -> Params:
+        return {name: p.detach() for name, p in self.rule.named_parameters()}
+
+    def _noise(self, p: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(self.pairs, *p.shape, generator=generator, dtype=p.dtype)
+        return self.sigma * noise.to(p.device)
+
+    def _moved(self, noise: Params) -> Step:
+        """The step of all copies, each by the rule with its weights moved by its noise."""
         weights = {
-            name: p.detach() + sign * noise[name] for name, p in self.rule.named_parameters()
+            name: torch.cat([p + noise[name], p - noise[name]])
+            for name, p in self._weights().items()
         }
-
-        def step(
-            graph: WeightGraph, params: Params, grads: Params, state: State
-        ) -> tuple[Params, State]:
-            return functional_call(self.rule, weights, (graph, params, grads, state))
-
-        return step
+        return population_step(self.rule, weights)
 
 
 class PersistentES(EvolutionStrategies):
@@ -153,6 +183,7 @@ class PersistentES(EvolutionStrategies):
         objective: Aim = "log",
         batches: Batches = "training",
         sigma: float = 0.01,
+        pairs: int = 1,
     ) -> None:
         super().__init__(
             rule,
@@ -162,16 +193,36 @@ class PersistentES(EvolutionStrategies):
             objective=objective,
             batches=batches,
             sigma=sigma,
+            pairs=pairs,
         )
         self.truncation = checked_truncation(truncation)
 
-    def forward(self, worker: PairedRun) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, worker: PopulationRun) -> tuple[Tensor, dict[str, float]]:
         return self.estimate(worker, steps=worker.window(self.truncation))
 
 
-def _kept(unrolled: tuple[Params, State, Tensor]) -> tuple[Params, State]:
-    params, state, _ = unrolled
-    return {name: p.detach() for name, p in params.items()}, state
+def population_step(rule: Rule, weights: Params) -> Step:
+    """A step of as many copies as ``weights`` (copies, *shape) by name has, each by its own.
+
+    Parameters, gradients and states have a leading axis of copies · networks, copies first.
+    """
+    split = partial(torch.unflatten, dim=0, sizes=(len(next(iter(weights.values()))), -1))
+
+    def step(
+        graph: WeightGraph, params: Params, grads: Params, state: State
+    ) -> tuple[Params, State]:
+        shared = {name: values["step"] for name, values in state.items()}
+
+        def one(own: Params, p: Params, g: Params, s: State) -> tuple[Params, State]:
+            count = len(next(iter(p.values())))
+            s = {name: {**v, "step": shared[name][:count]} for name, v in s.items()}
+            return functional_call(rule, own, (graph, p, g, s))
+
+        rest = {n: {k: x for k, x in v.items() if k != "step"} for n, v in state.items()}
+        found = vmap(one)(weights, *(tree_map(split, x) for x in (params, grads, rest)))
+        return tree_map(lambda x: x.flatten(0, 1), found)
+
+    return step
 
 
 def _checked_sigma(sigma: float) -> float:

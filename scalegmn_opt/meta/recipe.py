@@ -61,6 +61,7 @@ class RuleRecipe(_Strict):
     objective: Aim = "log"
     batches: Batches = "training"
     sigma: float = Field(default=0.01, gt=0)
+    pairs: int = Field(default=1, ge=1)
     networks: int = Field(default=8, ge=1)
     truncation: int = Field(default=20, ge=1)
     horizon: tuple[int, int] = (50, 500)
@@ -81,9 +82,16 @@ class RuleRecipe(_Strict):
         }
         match self.estimator:
             case "es":
-                return EvolutionStrategies(rule, suite, sigma=self.sigma, **common)
+                return EvolutionStrategies(
+                    rule, suite, sigma=self.sigma, pairs=self.pairs, **common
+                )
             case "pes":
                 return PersistentES(
-                    rule, suite, truncation=self.truncation, sigma=self.sigma, **common
+                    rule,
+                    suite,
+                    truncation=self.truncation,
+                    sigma=self.sigma,
+                    pairs=self.pairs,
+                    **common,
                 )
         return TruncatedBackprop(rule, suite, truncation=self.truncation, **common)

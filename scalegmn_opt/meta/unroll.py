@@ -138,11 +138,16 @@ class InnerRun:
 
     def losses(self, params: Mapping[str, Tensor]) -> Tensor:
         """Losses (networks,) of stacked ``params`` on a new training batch of each task."""
-        return stacked_losses(self.tasks, params, draw_batches(self.tasks, self.generator))
+        return self.losses_on(params, draw_batches(self.tasks, self.generator))
 
     def measure(self, params: Mapping[str, Tensor], *, validation: bool) -> Tensor:
         """Losses (networks,) as the meta-objective reads them, on a new batch of each task."""
-        batches = draw_batches(self.tasks, self.generator, validation=validation)
+        return self.losses_on(
+            params, draw_batches(self.tasks, self.generator, validation=validation)
+        )
+
+    def losses_on(self, params: Mapping[str, Tensor], batches: list[Any]) -> Tensor:
+        """Losses (networks,) of stacked ``params`` on a batch of each task."""
         return stacked_losses(self.tasks, params, batches)
 
     def state_dict(self) -> dict[str, Any]:

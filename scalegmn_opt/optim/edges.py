@@ -13,6 +13,7 @@ DIRECTIONS = 3  # fast and slow momentum relative to noise, main direction
 INVARIANTS = 6
 _CHUNK = 1 << 15  # weights of all networks that are worked on at a time
 _LIMIT = 3.0
+_LEAST = 1e-4  # mean of squared signal over noise
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,30 @@ class Edges:
         if self.main is not None:
             return self.main
         return self.fast * inverse_root(self.square) * self.fast_gain
+
+    def coherence(self) -> list[tuple[WeightBlock, Tensor]]:
+        """How coherent the gradients of each block were, (batch, 2), by fast and slow momentum.
+
+        Half the log of the mean of ``m² / v`` over weights that ever had a gradient: 0 if all
+        gradients are the same, the lower the more they are noise.
+        """
+        rows = torch.cat([self._coherence(rows) for rows in self.chunks()], 1)
+        found = []
+        for block, own in self.split(rows):
+            fast, slow, seen = own.unflatten(0, (-1, block.folds)).sum((1, 2)).unbind(1)
+            mean = torch.stack([fast, slow], 1) / seen.clamp_min(1)[:, None]
+            mean = torch.where(seen[:, None] > 0, mean, 1.0)
+            found.append((block, mean.clamp_min(_LEAST).log() / 2))
+        return found
+
+    def _coherence(self, rows: slice) -> Tensor:
+        """Sums of ``m² / v`` of fast and slow momentum and counts, (batch · folds, rows, 3)."""
+        square = _rows(self.square, rows)
+        noise = inverse_root(square)
+        fast = _rows(self.fast, rows) * noise * _rows(self.fast_gain, rows)
+        slow = _rows(self.slow, rows) * noise * _rows(self.slow_gain, rows)
+        seen = (square > 0).to(square)
+        return torch.stack([x.sum((2, 3)) for x in (fast.square(), slow.square(), seen)], 2)
 
     def weights(self, rows: slice) -> Tensor:
         """Weights with entries O(1), invariant to positive scales."""

@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import repeat
+from math import log
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.graph import Role, WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.edges import Edges, joined
 from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
 from scalegmn_opt.optim.terms import Ends, WeightTerms
@@ -19,9 +21,14 @@ from scalegmn_opt.symmetry import gauged, only_permuted
 SymmetryName = Literal["scale", "permutation"]
 
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
-_START = 2.0  # the first step before meta-training
+_START = 4.0  # the first step before meta-training, of a network of three layers
 _DECAY = 30.0, 3000.0  # it falls as 1 / t between these numbers of steps
 _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
+_LAYERS = 3.0  # and the number of matrices of its network
+_MOST_LAYERS = 20  # no network counts as one of more: none of meta-training has
+_KINDS = (0.5, 0.0, 0.0, 0.0, -2.0, -1.2)  # before meta-training, see _kind
+_COHERENCE = (0.3, 0.0)  # likewise, of fast and slow momentum
+_PERIODIC = frozenset({"sine", "cos"})
 _MAX_LOG_STEP = 3.0
 
 
@@ -30,13 +37,16 @@ class UpdateRule(Rule):
 
     The update of a weight is, in gauge coordinates,
 
-    ``Δŵ_ij = step(t) (n / 64)^γ / fan_in · N[exp(l_ij) (Σ_k (β_k + m_ijk) d^k_ij + f_ij ŵ_ij)]``
+    ``Δŵ_ij = step / fan_in · N[exp(l_ij) (Σ_k (β_k + m_ijk) d^k_ij + f_ij ŵ_ij)]``
 
     with descent directions ``d`` of entries O(1): fast and slow momentum over the root of the 2nd
-    moment, and a main one, which is whitened momentum of a matrix with smaller side ``n``, and fast
-    momentum of a vector, whose step has a factor of its own instead of ``(n / 64)^γ``. ``N`` gives
-    a block the root mean square of its main direction, so that how far is decided by the few
-    numbers of the schedule alone, and where to by all.
+    moment, and a main one, which is whitened momentum of a matrix, and fast momentum of a vector.
+    ``N`` gives a block the root mean square of its main direction, so that how far is decided by
+    the few numbers of ``step`` alone, and where to by all.
+
+    ``step`` is that of a schedule in time, times ``exp`` of linear functions of what kind of block
+    it is (a matrix's smaller side ``n``, a vector, of the last or first layer, of periodic neurons,
+    of how many layers) and of how coherent its gradients were (:meth:`Edges.coherence`).
 
     ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
     a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
@@ -44,7 +54,8 @@ class UpdateRule(Rule):
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
     pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``2 (n / 64)^(1/2) / (1 + t / 30)`` along the main direction.
+    of ``4 (n / 64)^(1/2) (layers / 3)^(-1.2) r^0.3 / (1 + t / 30)`` along the main direction, with
+    the root ``r`` of the mean of squared fast momentum over noise.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -94,8 +105,8 @@ class UpdateRule(Rule):
         }
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
         self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
-        self.rank_exponent = nn.Parameter(torch.tensor(0.5))
-        self.vector_gain = nn.Parameter(torch.tensor(0.0))  # log
+        self.kinds = nn.Parameter(torch.tensor(_KINDS))
+        self.coherence = nn.Parameter(torch.tensor(_COHERENCE))
         self.terms = (
             WeightTerms(
                 channels=channels,
@@ -165,10 +176,13 @@ class UpdateRule(Rule):
     ) -> Iterator[Edges]:
         """What is read of each block, with biases last and as one; fills the next state."""
         gains = self._gains({name: own["step"] + 1 for name, own in state.items()})
+        known = _kinds(graph)
+        factors = (self.kinds.new_tensor(list(known.values())) @ self.kinds).exp().unbind()
+        kinds = dict(zip(known, factors, strict=True))
         biases: list[Edges] = []
         for name, blocks in graph.parameters.items():
             parts, renewed[name] = self._parts(
-                graph, blocks, weights, grads[name], state[name], gains[name]
+                graph, blocks, weights, grads[name], state[name], gains[name], kinds
             )
             if _is_plain_bias(blocks[0]):
                 biases += parts
@@ -186,11 +200,13 @@ class UpdateRule(Rule):
         grad: Tensor,
         own: dict[str, Tensor],
         gains: dict[str, Tensor],
+        kinds: Mapping[str, Tensor],
     ) -> tuple[list[Edges], dict[str, Tensor]]:
         mains, own = self.main_directions(blocks, grad, self.advanced(own, grad))
         parts = []
         for block, main, ends in zip(blocks, mains, block_ends(blocks, own), strict=True):
             like = {key: _each(value, block.folds) for key, value in gains.items()}
+            like["length"] = like["length"] * kinds[block.name]
             parts.append(
                 Edges(
                     (block,),
@@ -241,20 +257,49 @@ class UpdateRule(Rule):
     def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
         """Factors (batch · folds, out or 1, 1, 1) that give ``step`` its length, by block."""
         size, like = edges.sizes(step), edges.sizes(edges.main_direction())
-        return like / (size + (size == 0)) * self._gain(edges.blocks[0])
+        return like / (size + (size == 0)) * self._factors(edges)
 
-    def _gain(self, block: WeightBlock) -> Tensor:
-        if is_whitened(block):
-            return (rank(block) / _RANK) ** self.rank_exponent
-        return self.vector_gain.exp()
+    def _factors(self, edges: Edges) -> Tensor:
+        """What coherence multiplies the steps of blocks by, (batch · folds, out or 1, 1, 1)."""
+        parts = [
+            _each((own @ self.coherence).exp().reshape(-1, 1, 1, 1), block.folds).expand(
+                -1, block.shape[0] if len(edges.blocks) > 1 else 1, -1, -1
+            )
+            for block, own in edges.coherence()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _step_length(self, steps: Tensor) -> Tensor:
-        """A learned schedule without a horizon (batch,), ``2 / (1 + t / 30)`` before training."""
+        """A learned schedule without a horizon (batch,), ``4 / (1 + t / 30)`` before training."""
         start, end = _DECAY
         plain = _START * (1 + steps / end) / (1 + steps / start)
         times = _time(steps)
         features = torch.cat([torch.ones_like(times[:, :1]), times], 1)
         return plain * torch.exp(features @ self.schedule)
+
+
+@lru_cache(maxsize=256)
+def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
+    """What is known of each block: features that its log step is linear in.
+
+    log (n / 64) of a matrix; a vector, which has 0 there; of the last layer; of the first one; of
+    neurons with a periodic activation, to which an aligned step of 1 is a radian; and
+    log (layers / 3), where layers are matrices, of all of the network.
+    """
+    layers = min(max(1, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
+    left = {block.source for block in graph.blocks}
+    found = {}
+    for block in graph.blocks:
+        target, matrix = graph.group[block.target], is_whitened(block)
+        found[block.name] = (
+            log(rank(block) / _RANK) if matrix else 0.0,
+            float(not matrix),
+            float(target.name not in left),
+            float(graph.group[block.source].role is Role.INPUT),
+            float(target.activation is not None and target.activation.name in _PERIODIC),
+            log(layers / _LAYERS),
+        )
+    return found
 
 
 def _is_plain_bias(block: WeightBlock) -> bool:

@@ -13,8 +13,9 @@ from scalegmn_opt.meta import (
     TruncatedBackprop,
 )
 from scalegmn_opt.meta.estimators import RuleObjective
-from scalegmn_opt.meta.evolution import PairedRun
+from scalegmn_opt.meta.evolution import PopulationRun
 from scalegmn_opt.meta.objectives import ADAM_RATES, AIMS, adam_curve
+from scalegmn_opt.meta.task import draw_batches
 from scalegmn_opt.optim.state import Rule
 from scalegmn_opt.tasks.suites import DigitsTinySuite, QuadraticSuite, resolve_suite
 
@@ -185,13 +186,13 @@ def test_nothing_of_a_window_outlives_it(make):
     assert worker.remaining == 4
 
 
-def test_a_paired_run_continues_exactly_from_its_state(tmp_path):
+def test_a_population_continues_exactly_from_its_state(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         rule = UpdateRule(channels=4, message_channels=2, hidden_channels=4)
     objective = PersistentES(rule, QuadraticSuite(), networks=2, truncation=2, horizon=(4, 8))
     run, copy = objective.new_worker(0), objective.new_worker(9)
-    assert isinstance(run, PairedRun)
+    assert isinstance(run, PopulationRun)
     objective(run)
     torch.save(run.state_dict(), tmp_path / "run.pt")
     copy.load_state_dict(torch.load(tmp_path / "run.pt", weights_only=True))
@@ -204,6 +205,89 @@ def self_gradients(objective, run):
     objective.zero_grad()
     objective(run)[0].backward()
     return [p.grad.clone() for p in objective.parameters()]
+
+
+def test_a_population_is_its_copies_one_by_one():
+    """Three pairs on two tasks: the estimate from runs of single networks, without ``vmap``."""
+    rule = UpdateRule(channels=0).double().requires_grad_(True)
+    options = {"networks": 2, "horizon": (4, 4), "sigma": 0.2, "pairs": 3}
+    objective = EvolutionStrategies(rule, DoubleDigits(), **options)
+    worker, again = objective.new_worker(5), objective.new_worker(5)
+    loss, _ = objective(worker)
+    loss.backward()
+    weights = {name: p.detach() for name, p in rule.named_parameters()}
+    noise = {name: objective._noise(p, again.generator) for name, p in weights.items()}
+    batches = [draw_batches(again.tasks, again.generator) for _ in range(5)]
+    judged = {}
+    for pair in range(3):
+        for sign in (1, -1):
+            own = {name: p + sign * noise[name][pair] for name, p in weights.items()}
+            losses = [train_alone(own, again, i, batches) for i in (0, 1)]
+            judged[pair, sign] = torch.stack(losses).add(0.02).log().mean()
+    for name, p in rule.named_parameters():
+        expected = sum(
+            (judged[i, 1] - judged[i, -1]) / (2 * 0.2**2) * noise[name][i] / 3 for i in range(3)
+        )
+        torch.testing.assert_close(p.grad, expected, rtol=1e-9, atol=1e-12)
+    assert loss.item() == pytest.approx(sum(judged.values()).item() / 6, rel=1e-9)
+
+
+class DoubleDigits(DigitsTinySuite):
+    """Tasks in float64."""
+
+    def sample(self, generator, count):
+        tasks = super().sample(generator, count)
+        for task in tasks:
+            init, batch = task.init, task.batch
+            task.init = lambda g, init=init: {n: p.double() for n, p in init(g).items()}
+            task.batch = lambda g, batch=batch: (batch(g)[0].double(), batch(g)[1])
+        return tasks
+
+
+def train_alone(weights, run, network, batches):
+    """Losses (steps,) after each step of one network by ``UpdateRule`` with ``weights``."""
+    rule = UpdateRule(channels=0).double().requires_grad_(False)
+    rule.load_state_dict(weights)
+    task = run.tasks[network]
+    params = {name: p[network : network + 1] for name, p in run.params.items()}
+    state, losses = rule.init(run.graph, params, input_rms=task.input_rms), []
+    for number, every in enumerate(batches):
+        own = {name: p[0].detach().requires_grad_() for name, p in params.items()}
+        loss = task.loss(own, every[network])
+        if number:
+            losses.append(loss.detach())
+        grads = torch.autograd.grad(loss, list(own.values()))
+        grads = {name: grad[None] for name, grad in zip(own, grads, strict=True)}
+        updates, state = rule(run.graph, params, grads, state)
+        params = {name: p + updates[name] for name, p in params.items()}
+    return torch.stack(losses)
+
+
+def test_more_pairs_give_less_variance():
+    options = {"networks": 1, "horizon": (3, 3), "objective": "mean", "sigma": 0.1}
+    one, four = (
+        gradients(
+            EvolutionStrategies(Drift(0.0), Scalar(line), pairs=pairs, **options),
+            runs=400,
+            windows=1,
+        ).var()
+        for pairs in (1, 4)
+    )
+    assert one / four == pytest.approx(4, rel=0.35)
+
+
+def test_a_pair_that_is_not_finite_counts_zero_and_the_others_count():
+    class Cliff(Descent):
+        def forward(self, graph, params, grads, state):
+            step = torch.where(self.rate > 0.25, torch.inf, self.rate)
+            return {name: step.expand_as(p) for name, p in params.items()}, state
+
+    options = {"networks": 1, "horizon": (3, 3), "objective": "mean", "sigma": 0.3, "pairs": 8}
+    objective = EvolutionStrategies(Cliff(0.0), Scalar(line), **options)
+    loss, log = objective(objective.new_worker(0))
+    loss.backward()
+    assert 0 < log["skipped"] < 1
+    assert objective.rule.rate.grad.item() > 0
 
 
 @pytest.mark.parametrize("make", [PersistentES, EvolutionStrategies])
@@ -346,6 +430,7 @@ def test_validation_batches_are_those_of_the_held_out_part():
         (PersistentES, {"sigma": 0.0}, "sigma: expected a finite number > 0, got 0.0"),
         (PersistentES, {"truncation": 0}, "truncation: expected at least 1, got 0"),
         (EvolutionStrategies, {"sigma": float("inf")}, "sigma"),
+        (EvolutionStrategies, {"pairs": 0}, "pairs: expected at least 1, got 0"),
     ],
 )
 def test_wrong_options(make, options, message):

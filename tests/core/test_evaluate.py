@@ -58,7 +58,7 @@ def test_every_contender_lowers_the_loss_at_one_of_its_settings(name):
 
 
 def test_baselines_have_seven_rates_and_defaults():
-    for name in ("sgd", "adam", "adamw", "nadamw", "muon"):
+    for name in ("sgd", "adam", "adamw", "nadamw", "muon", "soap"):
         assert len({settings["lr"] for settings in contender(name).grid}) >= 7
         assert contender(name).default is not None
     assert len(contender("gauge-adam").grid) == 1

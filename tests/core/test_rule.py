@@ -1,5 +1,7 @@
 """UpdateRule: a pure, batched, equivariant function; untrained it is a known optimizer."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -187,6 +189,8 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     graph = trace(module, (torch.ones(1, 3),))
     rule, rms = UpdateRule().double(), 2.5
+    layers, share = rule.kinds[-1].item(), rule.coherence[0].item()  # -1.2 and 0.3 in float32
+    assert (layers, share) == pytest.approx((-1.2, 0.3))
     params = random_params(graph, seeded())
     hidden, output = mlp_gauge(params, rms)
     ratio = {
@@ -205,16 +209,112 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
         for name, grad in grads.items():
             momentum[name] = 0.9 * momentum[name] + 0.1 * grad
             square[name] = 0.99 * square[name] + 0.01 * grad**2
-            if name.endswith("bias"):
-                direction = momentum[name] / (1 - 0.9**step)
-                direction = direction / (square[name] / (1 - 0.99**step)).sqrt()
-            else:
+            noise = (square[name] / (1 - 0.99**step)).sqrt()
+            direction = momentum[name] / (1 - 0.9**step) / noise
+            coherent = direction.square().flatten(1).mean(1).sqrt()
+            if not name.endswith("bias"):
                 ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
                 direction = whitened((ahead * ratio[name])[..., None])[..., 0]
-            length = 2 / (1 + step / 30) * (1 + step / 3000)
+            length = 4 / (1 + step / 30) * (1 + step / 3000) * (2 / 3) ** layers
+            length = (length * coherent**share).reshape(-1, *[1] * (direction.ndim - 1))
             length = length if name.endswith("bias") else length * (rank[name] / 64) ** 0.5
             expected = -length * scale[name] * ratio[name] * direction
             torch.testing.assert_close(updates[name], expected, rtol=1e-9, atol=1e-12)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
+def plain_rule(**numbers):
+    """The rule without networks, whose steps are all equal but for the numbers given."""
+    rule = UpdateRule(channels=0).double().requires_grad_(False)
+    for name, values in {"kinds": [0.0] * 6, "coherence": [0.0] * 2, **numbers}.items():
+        getattr(rule, name).copy_(torch.tensor(values, dtype=torch.float64))
+    return rule
+
+
+def run_rules(graph, gradients, *rules):
+    """The last updates of each rule after a step for each of ``gradients``."""
+    params, found = random_params(graph, seeded()), []
+    for rule in rules:
+        state = rule.init(graph, params)
+        for grads in gradients:
+            updates, state = rule(graph, params, grads, state)
+        found.append(updates)
+    return found
+
+
+def test_steps_depend_on_the_kind_of_a_block():
+    """Rank over 64, vector, last and first layer, periodic, number of matrices over three."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), Sine(), nn.Linear(4, 2))
+    graph = trace(module, (torch.ones(1, 3),))
+    numbers = [0.25, 0.3, -0.7, 0.2, -0.1, 0.9]
+    grads = [random_params(graph, seeded(i)) for i in range(2)]
+    found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule())
+    logs = {
+        "0.weight": 0.25 * math.log(3 / 64) + 0.2,
+        "0.bias": 0.3,
+        "2.weight": 0.25 * math.log(4 / 64) - 0.1,
+        "2.bias": 0.3 - 0.1,
+        "4.weight": 0.25 * math.log(2 / 64) - 0.7,
+        "4.bias": 0.3 - 0.7,
+    }
+    for name, expected in logs.items():
+        ratio = (found[name] / plain[name]).log()
+        torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-9, atol=1e-9)
+    deeper = nn.Sequential(*module, nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    graph = trace(deeper, (torch.ones(1, 3),))
+    grads = [random_params(graph, seeded(i)) for i in range(2)]
+    found, plain = run_rules(graph, grads, plain_rule(kinds=numbers), plain_rule())
+    ratio = (found["2.weight"] / plain["2.weight"]).log()
+    expected = 0.25 * math.log(4 / 64) - 0.1 + 0.9 * math.log(5 / 3)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-9, atol=1e-9)
+
+
+def test_the_deepest_networks_count_as_one_of_twenty_layers():
+    twenty, thirty = (
+        WeightGraph.from_parameters({str(i): (3, 3) for i in range(n)}) for n in (20, 30)
+    )
+    rule, grads = plain_rule(kinds=[0.0] * 5 + [-1.0]), random_params(thirty, seeded(1))
+    few, many = (
+        run_rules(g, [{n: grads[n] for n in g.parameters}], rule) for g in (twenty, thirty)
+    )
+    assert_close({"0": many[0]["0"]}, {"0": few[0]["0"]}, 1e-12)
+
+
+def test_steps_depend_on_how_coherent_gradients_are():
+    """By half the logs of the means of m² / v."""
+    graph = WeightGraph.from_parameters({"matrix": (40, 30), "vector": (50,)})
+    numbers = [0.5, 0.2]
+    rules = plain_rule(coherence=numbers), plain_rule()
+    noise = [random_params(graph, seeded(i)) for i in range(60)]
+    for grads in noise:
+        grads["vector"][:, :10] = 0.0  # never seen: does not count
+    logs = {}
+    for name in graph.parameters:
+        every = torch.stack([grads[name] for grads in noise])
+        every = every.flatten(2)[:, :, -40 if name == "vector" else 0 :]
+        square = torch.zeros_like(every[0])
+        fast, slow = square.clone(), square.clone()
+        for x in every:
+            fast, slow = 0.9 * fast + 0.1 * x, 0.98 * slow + 0.02 * x
+            square = 0.99 * square + 0.01 * x**2
+        square = square / (1 - 0.99**60)
+        fast, slow = fast / (1 - 0.9**60), slow / (1 - 0.98**60)
+        logs[name] = torch.stack([(m**2 / square).mean(1).log() / 2 for m in (fast, slow)], 1)
+    found, plain = run_rules(graph, noise, *rules)
+    for name, own in logs.items():
+        expected = own @ torch.tensor(numbers).double()
+        assert (expected < -0.5).all()
+        seen = plain[name] != 0
+        ratio = (found[name] / plain[name]).log()
+        shaped = expected.reshape(-1, *[1] * (ratio.ndim - 1)).expand_as(ratio)
+        torch.testing.assert_close(ratio[seen], shaped[seen], rtol=1e-7, atol=1e-7)
+    found, plain = run_rules(graph, noise[:1] * 60, *rules)  # always the same gradient
+    for name in plain:
+        torch.testing.assert_close(found[name], plain[name], rtol=1e-9, atol=0)
 
 
 def test_zero_gradients_move_nothing():

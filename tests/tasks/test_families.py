@@ -11,7 +11,7 @@ from scalegmn_opt.tasks.families import ACTIVATIONS, MODELS
 from scalegmn_opt.tasks.sampling import draw_tasks
 from scalegmn_opt.tasks.sources import SOURCES
 
-NAMED = ("mixed", "mlp", "tiny", "vision")
+NAMED = ("mixed", "mlp", "plain", "tiny", "vision")
 EVERY = {
     family.name: family
     for name in NAMED
@@ -73,6 +73,8 @@ def test_without_augmentation_a_task_is_as_its_data_set():
     task = draw_tasks(family, 1, generator=seeded())[0]
     assert task.projection is None
     assert task.loss_scale == 1.0
+    assert task.loss_name == "cross-entropy"
+    assert task.dataset.classes == 10
     assert task.initialisation.spread == task.initialisation.scale_spread == 0
     assert task.initialisation.scheme is None
     assert torch.equal(task.dataset.train_inputs[:1], task.example_inputs[0][:1])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from scalegmn_opt.tasks import digits
 from scalegmn_opt.tasks.data import SPLITS, Dataset
@@ -74,6 +75,23 @@ def test_drawn_classes_can_be_learned_and_are_not_trivial(data):
     accuracy = (scores.argmax(1) == data.validation_targets).float().mean()
     assert 1.3 / data.classes < accuracy < 0.95
     assert data.train_targets.bincount(minlength=data.classes).min() > 0
+
+
+def test_moved_digits_are_digits():
+    """Of the size asked for; the mean picture of a class is most like that class's digits."""
+    data = SOURCES["moved-digits"].make(seeded(), 150)
+    assert data.shape == (1, 12, 12)
+    assert len(data.train_inputs) == 12000
+    assert 0 <= data.train_inputs.min() < data.train_inputs.max() <= digits().train_inputs.max()
+    inputs, targets = digits().part("training")
+    large = interpolate(inputs.reshape(-1, 1, 8, 8), size=(12, 12), mode="bilinear").flatten(1)
+    means = [
+        torch.stack([x[y == label].mean(0) for label in range(10)])
+        for x, y in ((large, targets), data.part("training"))
+    ]
+    likeness = torch.corrcoef(torch.cat(means))[:10, 10:]
+    assert likeness.argmax(1).tolist() == list(range(10))
+    assert len(rows(data.train_inputs[:100])) == 100
 
 
 def test_a_teacher_gives_numbers_of_deviation_one():
