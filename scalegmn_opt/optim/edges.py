@@ -53,8 +53,17 @@ class Edges:
         """Root mean squares (batch · folds, out or 1, 1, 1) over each block's part of ``x``."""
         if len(self.blocks) == 1:
             return rms(x, folds=self.blocks[0].folds)
-        parts = x.split([block.shape[0] for block in self.blocks], 1)
-        return torch.cat([rms(part).expand(-1, part.shape[1], -1, -1) for part in parts], 1)
+        parts = [rms(part).flatten(1) for _, part in self.split(x)]
+        return self.by_block(torch.cat(parts, 1))
+
+    def by_block(self, values: Tensor) -> Tensor:
+        """Numbers (batch, blocks) for the weights of each block (batch · folds, out or 1, 1, 1)."""
+        if len(self.blocks) > 1:
+            counts = torch.tensor([block.shape[0] for block in self.blocks], device=values.device)
+            values = values.repeat_interleave(counts, 1, output_size=self.weight.shape[1])
+        elif self.blocks[0].folds > 1:
+            values = values.repeat_interleave(self.blocks[0].folds, 0)
+        return values[:, :, None, None]
 
     def split(self, nodes: Tensor) -> list[tuple[WeightBlock, Tensor]]:
         """Each block with its part of values (batch · folds, out, ...) of the targets."""
@@ -87,29 +96,33 @@ class Edges:
             return self.main
         return self.fast * inverse_root(self.square) * self.fast_gain
 
-    def coherence(self) -> list[tuple[WeightBlock, Tensor]]:
-        """How coherent the gradients of each block were, (batch, 2), by fast and slow momentum.
+    def coherence(self) -> Tensor:
+        """How coherent the gradients of each block were, (batch, blocks, 2), by both momenta.
 
         Half the log of the mean of ``m² / v`` over weights that ever had a gradient: 0 if all
         gradients are the same, the lower the more they are noise.
         """
-        rows = torch.cat([self._coherence(rows) for rows in self.chunks()], 1)
-        found = []
-        for block, own in self.split(rows):
-            fast, slow, seen = own.unflatten(0, (-1, block.folds)).sum((1, 2)).unbind(1)
-            mean = torch.stack([fast, slow], 1) / seen.clamp_min(1)[:, None]
-            mean = torch.where(seen[:, None] > 0, mean, 1.0)
-            found.append((block, mean.clamp_min(_LEAST).log() / 2))
-        return found
+        chunks = [self._coherence(rows) for rows in self.chunks()]
+        rows = chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
+        parts = [
+            part.reshape(-1, block.folds * part.shape[1], 3).sum(1)
+            for block, part in self.split(rows)
+        ]
+        signal, seen = torch.stack(parts, 1).split([2, 1], 2)
+        mean = torch.where(seen > 0, signal / seen.clamp_min(1), 1.0)
+        return mean.clamp_min(_LEAST).log() / 2
 
     def _coherence(self, rows: slice) -> Tensor:
         """Sums of ``m² / v`` of fast and slow momentum and counts, (batch · folds, rows, 3)."""
         square = _rows(self.square, rows)
         noise = inverse_root(square)
-        fast = _rows(self.fast, rows) * noise * _rows(self.fast_gain, rows)
-        slow = _rows(self.slow, rows) * noise * _rows(self.slow_gain, rows)
-        seen = (square > 0).to(square)
-        return torch.stack([x.sum((2, 3)) for x in (fast.square(), slow.square(), seen)], 2)
+        fast, slow = (
+            torch.linalg.vector_norm(_rows(x, rows) * noise, dim=(2, 3), keepdim=True)
+            * _rows(gain, rows)
+            for x, gain in ((self.fast, self.fast_gain), (self.slow, self.slow_gain))
+        )
+        seen = (square > 0).sum((2, 3), keepdim=True, dtype=square.dtype)
+        return torch.cat([fast.square(), slow.square(), seen], 2).squeeze(3)
 
     def weights(self, rows: slice) -> Tensor:
         """Weights with entries O(1), invariant to positive scales."""

@@ -261,13 +261,7 @@ class UpdateRule(Rule):
 
     def _factors(self, edges: Edges) -> Tensor:
         """What coherence multiplies the steps of blocks by, (batch · folds, out or 1, 1, 1)."""
-        parts = [
-            _each((own @ self.coherence).exp().reshape(-1, 1, 1, 1), block.folds).expand(
-                -1, block.shape[0] if len(edges.blocks) > 1 else 1, -1, -1
-            )
-            for block, own in edges.coherence()
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return edges.by_block((edges.coherence() @ self.coherence).exp())
 
     def _step_length(self, steps: Tensor) -> Tensor:
         """A learned schedule without a horizon (batch,), ``4 / (1 + t / 30)`` before training."""
