@@ -329,8 +329,8 @@ def test_unused_parameters(cls):
     lr = 0.1
     if cls is PathSGD:  # its unit counts the weights, used or not
         lr = 0.1 * every / used
-    if cls is LearnedOptimizer:  # and this one's the matrices: three, of which two are used
-        lr = 0.1 * (3 / 2) ** -UpdateRule.from_pretrained("general").kinds[-1].item()
+    if cls is LearnedOptimizer:  # and this one's the matrices: four, of which three are used
+        lr = 0.1 * (4 / 3) ** -UpdateRule.from_pretrained("general").kinds[-1].item()
     before = values(model.unused)
     train(model, make(cls, model, lr=lr, max_change=None), 3)
     train(reference, make(cls, reference, lr=0.1, max_change=None), 3)
