@@ -1,6 +1,7 @@
 """Edits of images through the weights of the networks that hold them."""
 
-from .chain import EDITS, EditRecipe, EditStep, edit, resolve
+from .blend import Blend
+from .chain import EDITS, BlendedStep, EditRecipe, EditStep, edit, resolve
 from .closed_form import (
     Brightness,
     ClosedForm,
@@ -19,16 +20,20 @@ from .closed_form import (
 )
 from .edit import Edit, Meaning, PixelEdit
 from .learned import LearnedEdit, LearnedEditor, learned_edits
+from .learned_steps import LearnedSteps
 from .masks import Inpaint, load_mask
 from .measure import check_recipe, measure
-from .metrics import mse, psnr
+from .metrics import psnr
 from .refit import Refit, RuleOptimizer
 from .report import check_writable, write_report
 from .scores import EditReport
 from .truth import Truth
+from .unfinished import Unfinished
 
 __all__ = [
     "EDITS",
+    "Blend",
+    "BlendedStep",
     "Brightness",
     "ClosedForm",
     "Contrast",
@@ -46,6 +51,7 @@ __all__ = [
     "Invert",
     "LearnedEdit",
     "LearnedEditor",
+    "LearnedSteps",
     "Meaning",
     "PixelEdit",
     "Refit",
@@ -54,6 +60,7 @@ __all__ = [
     "Shear",
     "Shift",
     "Truth",
+    "Unfinished",
     "Zoom",
     "check_recipe",
     "check_writable",
@@ -61,7 +68,6 @@ __all__ = [
     "learned_edits",
     "load_mask",
     "measure",
-    "mse",
     "psnr",
     "resolve",
     "write_report",

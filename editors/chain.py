@@ -4,13 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from scalegmn_opt.inr import SirenSpec, StackedOptimizer
 from scalegmn_opt.recipe import choice_message, load_recipe, one_of
 
+from .blend import Blend
 from .closed_form import (
     CHANNELS,
     Box,
@@ -27,9 +35,10 @@ from .closed_form import (
     check_box,
 )
 from .edit import Edit, Meaning, PixelEdit, widened
-from .learned import MEANINGS, learned_edits
+from .learned import COPIES, MEANINGS, LearnedEdit, learned_edits
+from .learned_steps import LearnedSteps
 from .masks import Inpaint, load_mask
-from .refit import Refit
+from .refit import LEARNED_REFIT, REFIT, Refit
 
 _CLOSED_FORM: tuple[Edit, ...] = (
     Brightness(),
@@ -52,9 +61,10 @@ _LEARNED: tuple[Edit, ...] = learned_edits()  # they load their weights when the
 EDITS: dict[str, Meaning] = {
     meaning.name: meaning for meaning in (*_CLOSED_FORM, *_ON_PIXELS, *_LEARNED)
 }
-REFIT = "refit"
-MECHANISMS = ("closed form", "learned", REFIT)
-_STEPS = 50  # of a refit
+LEARNED = "learned"
+MECHANISMS = ("closed form", LEARNED, REFIT, LEARNED_REFIT)
+_STEPS = {REFIT: 50, LEARNED_REFIT: 8}
+_LEARNED_STEPS = LearnedSteps()
 
 
 class EditStep(BaseModel):
@@ -63,6 +73,8 @@ class EditStep(BaseModel):
     `angle` (degrees counter-clockwise), `channel` (red, green or blue) and `box` (left, top, right,
     bottom in fractions of the picture) are for edits that have them. `mask`, a box or the path of
     a grey image, says where the edit is seen. Without `mechanism` the cheapest one is taken.
+    `copies`, 1, 2, 4 or 8 of a network side by side, are for learned edits. `blend` is another edit
+    of the same picture, which takes a share of this one's place.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -75,6 +87,8 @@ class EditStep(BaseModel):
     mask: Box | str | None = None
     mechanism: Annotated[str, one_of("mechanism", MECHANISMS)] | None = None
     steps: int | None = Field(default=None, ge=1)
+    copies: int | None = None
+    blend: "BlendedStep | None" = None
 
     @field_validator("angle", "channel", "box")
     @classmethod
@@ -100,14 +114,45 @@ class EditStep(BaseModel):
     @field_validator("steps")
     @classmethod
     def _is_a_refit(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("mechanism") != "refit":
-            raise _mistake("steps are those of a refit; add mechanism: refit")
+        if value is not None and info.data.get("mechanism") not in _STEPS:
+            raise _mistake("steps are those of a refit; add mechanism: refit or learned refit")
         return value
+
+    @field_validator("copies")
+    @classmethod
+    def _is_learned(cls, value: int | None, info: ValidationInfo) -> int | None:
+        edit, mechanism = info.data.get("edit"), info.data.get("mechanism")
+        if value is None or edit is None:
+            return value
+        if edit not in MEANINGS or info.data.get("mask") or mechanism not in (None, LEARNED):
+            raise _mistake(f"copies are those of a learned edit, one of {sorted(MEANINGS)}")
+        if value not in COPIES:
+            raise _mistake(f"copies must be one of {COPIES}, got {value}")
+        return value
+
+    @property
+    def title(self) -> str:
+        """The edit's name, or that of a blend."""
+        if self.blend is None:
+            return self.edit
+        return f"{self.edit}, {self.blend.weight:g} of {self.blend.edit} {self.blend.strength:g}"
 
     def options(self) -> dict[str, Any]:
         """What is said about the edit itself."""
         given = {"angle": self.angle, "channel": self.channel, "box": self.box}
         return {name: value for name, value in given.items() if value is not None}
+
+
+class BlendedStep(EditStep):
+    """The second of two blended edits; `weight` is its share of the picture, from 0 to 1."""
+
+    weight: float = Field(ge=0, le=1)
+
+    @field_validator("blend")
+    @classmethod
+    def _is_alone(cls, value: "BlendedStep | None") -> None:
+        if value is not None:
+            raise _mistake("a blend is of two edits")
 
 
 class EditRecipe(BaseModel):
@@ -118,6 +163,19 @@ class EditRecipe(BaseModel):
     name: str = Field(min_length=1)
     description: str = ""
     edits: list[EditStep] = Field(min_length=1)
+
+    def with_copies(self, copies: int) -> "EditRecipe":
+        """The same with a number of copies for the last edit, which makes networks wider.
+
+        Raises:
+            ValueError: another number than 1, 2, 4 or 8, or a last edit that is not learned.
+        """
+        last = {**self.edits[-1].model_dump(exclude_none=True), "copies": copies}
+        try:
+            step = EditStep.model_validate(last)
+        except ValidationError as error:
+            raise ValueError(f"copies: {error.errors()[0]['msg']}") from error
+        return self.model_copy(update={"edits": [*self.edits[:-1], step]})
 
 
 def _mistake(message: str) -> PydanticCustomError:
@@ -175,6 +233,23 @@ def resolve(
             mechanism is not made for, or a mask that does not fit the pictures.
         FileNotFoundError: no such mask.
     """
+    options = {"spec": spec, "image_size": image_size, "optimizer": optimizer, "progress": progress}
+    edit = _resolve_one(step, edits, **options)
+    if step.blend is None:
+        return edit
+    other = _resolve_one(step.blend, edits, **options)
+    return Blend(edit, other, step.blend.strength, step.blend.weight)
+
+
+def _resolve_one(
+    step: EditStep,
+    edits: Mapping[str, Meaning],
+    *,
+    spec: SirenSpec,
+    image_size: tuple[int, int],
+    optimizer: StackedOptimizer | None,
+    progress: bool,
+) -> Edit:
     if step.edit not in edits:
         raise ValueError(choice_message("edit", step.edit, edits))
     meaning = edits[step.edit].with_options(step.options())
@@ -182,13 +257,16 @@ def resolve(
     if isinstance(meaning, Inpaint):
         meaning, mask = meaning.of(mask), None
     direct = meaning if isinstance(meaning, Edit) and mask is None else None
-    able = step.mechanism is None and _can(direct, spec, image_size)
-    if step.mechanism in (None, REFIT) and not able:
-        steps = _STEPS if step.steps is None else step.steps
-        return Refit(meaning, image_size, steps, mask, optimizer, progress)
+    if isinstance(direct, LearnedEdit) and step.copies is not None:
+        direct = direct.of(step.copies)
+    free = step.mechanism is None and step.copies is None
+    if step.mechanism in _STEPS or (free and not _can(direct, spec, image_size)):
+        kind = step.mechanism or REFIT
+        by = _LEARNED_STEPS if kind == LEARNED_REFIT else optimizer
+        return Refit(meaning, image_size, step.steps or _STEPS[kind], mask, by, progress)
     if direct is None or step.mechanism not in (None, direct.mechanism):
         where = " with a mask" if mask is not None else ""
-        known = [REFIT] if direct is None else [direct.mechanism, REFIT]
+        known = [*([] if direct is None else [direct.mechanism]), *_STEPS]
         raise ValueError(
             f"mechanism of {step.edit}{where} must be one of {known}, got {step.mechanism!r}"
         )

@@ -29,6 +29,8 @@ class LearnedGaussNewton(nn.Module):
         iterations: of conjugate gradients for ``d``.
         probes: points along each side of the probe grid.
         node_channels, edge_channels, hidden_channels, num_layers: size of the backbone.
+        gradient: whether the backbone also reads, contravariantly, how the squared error to the
+            targets falls with every weight.
 
     Shapes:
         params name -> (batch, *shape), targets (batch, points, out_features) -> params
@@ -43,11 +45,12 @@ class LearnedGaussNewton(nn.Module):
         edge_channels: int = 8,
         hidden_channels: int = 32,
         num_layers: int = 1,
+        gradient: bool = False,
     ) -> None:
         super().__init__()
-        self.iterations = iterations
+        self.iterations, self.gradient = iterations, gradient
         self.backbone = ScaleGMN(
-            edge_features=(3, 0),
+            edge_features=(3, int(gradient)),
             node_features=(2 * probes**2, 0),
             invariant_features=3,
             node_channels=node_channels,
@@ -78,7 +81,8 @@ class LearnedGaussNewton(nn.Module):
         graph, wanted = siren_graph(spec), targets - tangent.outputs
         reached = tangent.stages(wanted, self.iterations)
         direction, stages = reached[-1], [split(reached[0]), split(reached[-1])]
-        edges = _edges(graph, params, stages)
+        descent = split(tangent.pull(wanted)) if self.gradient else None
+        edges = _edges(graph, params, stages, descent)
         *hidden, change = tangent.movements(direction)
         sizes = torch.stack([_size(wanted), _size(wanted - change)], -1)  # (batch, 2)
         turns = [_size(spec.w0 * moved, 1) for moved in hidden]
@@ -110,14 +114,20 @@ class LearnedGaussNewton(nn.Module):
 
 
 def _edges(
-    graph: WeightGraph, params: Mapping[str, Tensor], stages: list[dict[str, Tensor]]
+    graph: WeightGraph,
+    params: Mapping[str, Tensor],
+    stages: list[dict[str, Tensor]],
+    descent: dict[str, Tensor] | None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weights relative to their tensor's size; directions relative to the last direction's."""
+    """Weights and descent relative to their tensor's size; directions to the last direction's."""
     parts = [{name: value / _rms(value) for name, value in params.items()}]
     parts += [{n: stage[n] / _rms(stages[-1][n]) for n in params} for stage in stages]
+    covariant = len(parts)
+    if descent is not None:
+        parts.append({name: value / _rms(value) for name, value in descent.items()})
     packed = [pack(graph, part) for part in parts]
     edges = {name: torch.stack([part[name] for part in packed], 1) for name in packed[0]}
-    return {name: (edge, edge[:, :0]) for name, edge in edges.items()}
+    return {name: (edge[:, :covariant], edge[:, covariant:]) for name, edge in edges.items()}
 
 
 def _invariants(graph: WeightGraph, sizes: Tensor, turns: list[Tensor]) -> dict[str, Tensor]:

@@ -15,11 +15,12 @@ from scalegmn_opt.pretrained import restore, save_weights
 from .edit import Edit, check_strength
 from .gauss_newton import LearnedGaussNewton
 from .picture import PictureOperator, one_hot
-from .tangent import Tangent, split, tangent_pair
+from .tangent import REACH, Tangent, split, tangent_copies
 from .targets import blur, denoise, dilate, erode, local_contrast, sharpen
 
 _CHUNK = 32  # networks at once, so that a layer's activations at all pixels stay in cache
-_PAIR_ITERATIONS = 8  # of conjugate gradients
+_ITERATIONS = 8  # of conjugate gradients, for several copies
+COPIES = (1, *REACH)
 PACKAGED = ("mnist-morphology", "colour-patches")  # 28x28 digits, 32x32 colour patches
 Target = Callable[[Tensor, float], Tensor]
 # What learned edits mean on pixels, and what their strengths count.
@@ -50,7 +51,8 @@ class LearnedEditor(nn.Module):
         spec: the networks it is trained for.
         rounds: Gauss–Newton steps.
         picture_channels: width of the picture operator.
-        iterations, probes, node_channels, edge_channels, hidden_channels, num_layers: of a step.
+        iterations, probes, node_channels, edge_channels, hidden_channels, num_layers, gradient: of
+            a step, see :class:`LearnedGaussNewton`.
 
     Shapes:
         params name -> (batch, *shape), strengths (batch, edits) -> params
@@ -75,6 +77,7 @@ class LearnedEditor(nn.Module):
         edge_channels: int = 8,
         hidden_channels: int = 32,
         num_layers: int = 1,
+        gradient: bool = False,
     ) -> None:
         super().__init__()
         step = {
@@ -84,6 +87,7 @@ class LearnedEditor(nn.Module):
             "edge_channels": edge_channels,
             "hidden_channels": hidden_channels,
             "num_layers": num_layers,
+            "gradient": gradient,
         }
         self.spec = _as_spec(spec)
         self.edits, self.size, self.rounds = dict(edits), size, rounds
@@ -116,17 +120,17 @@ class LearnedEditor(nn.Module):
         *,
         copies: int = 1,
     ) -> dict[str, Tensor]:
-        """Networks of the same shapes or, for two copies, of doubled hidden width.
+        """Networks of the same shapes or, for 2, 4 or 8 copies, of as many times the hidden width.
 
-        Two copies follow their tangent exactly: one long solve replaces the rounds.
+        Several copies follow their tangent exactly: one long solve replaces the rounds.
         """
         tangent = Tangent.of(params, spec, self.coords)
         targets = self._imagine(tangent, strengths)
         if copies == 1:
             *_, edited = self.approach(params, spec, targets, rounds=self.rounds, start=tangent)
             return edited
-        delta = tangent.solve(targets - tangent.outputs, _PAIR_ITERATIONS)
-        return tangent_pair(params, split(delta))
+        delta = tangent.solve(targets - tangent.outputs, _ITERATIONS)
+        return tangent_copies(params, split(delta), copies)
 
     def imagine(self, params: Mapping[str, Tensor], spec: SirenSpec, strengths: Tensor) -> Tensor:
         """The edited pictures, (batch, points, out_features), as the editor guesses them."""
@@ -164,7 +168,8 @@ class LearnedEdit(Edit):
         name: what recipes call it; one of the editors' edits.
         weights: names of packaged weights, or files' paths; networks choose the editor that was
             trained for their architecture.
-        copies: 1 keeps the architecture; 2 doubles the hidden width and comes much closer.
+        copies: 1 keeps the architecture; 2, 4 or 8 multiply the hidden width and come much closer,
+            the more of them, the less sensitive to rounding of the weights.
 
     Raises:
         ValueError: an unknown name, no weights, or another number of copies.
@@ -177,10 +182,14 @@ class LearnedEdit(Edit):
             raise ValueError(f"name must be one of {sorted(MEANINGS)}, got {name!r}")
         if not weights:
             raise ValueError("weights must be at least one name or path, got none")
-        if copies not in (1, 2):
-            raise ValueError(f"copies must be 1 or 2, got {copies}")
+        if copies not in COPIES:
+            raise ValueError(f"copies must be one of {COPIES}, got {copies}")
         self.name, self.copies, self._weights = name, copies, weights
         self._target, self.unit = MEANINGS[name]
+
+    def of(self, copies: int) -> "LearnedEdit":
+        """The same edit with another number of copies."""
+        return LearnedEdit(self.name, *self._weights, copies=copies)
 
     @cached_property
     def editors(self) -> tuple[LearnedEditor, ...]:
@@ -258,9 +267,9 @@ class LearnedEdit(Edit):
             warnings.warn(message, stacklevel=3)
 
 
-def learned_edits(*, copies: int = 1) -> tuple[LearnedEdit, ...]:
+def learned_edits() -> tuple[LearnedEdit, ...]:
     """Every learned edit, by the packaged editors of 28x28 digits and of 32x32 colour patches."""
-    return tuple(LearnedEdit(name, *PACKAGED, copies=copies) for name in MEANINGS)
+    return tuple(LearnedEdit(name, *PACKAGED) for name in MEANINGS)
 
 
 def _as_spec(spec: Mapping[str, Any] | SirenSpec | None) -> SirenSpec:

@@ -41,7 +41,7 @@ def _scores(report: EditReport) -> str:
 
 def _row(step: StepScore) -> list[str]:
     cells = _cells(
-        step.step.edit, f"{step.step.strength:g}", step.mechanism, step.score, step.scaled
+        step.step.title, f"{step.step.strength:g}", step.mechanism, step.score, step.scaled
     )
     return [*cells, *map(_number, (step.mse_alone, step.ms_per_inr, step.cpu_ms_per_inr))]
 
@@ -61,7 +61,7 @@ def _refits(steps: Iterable[StepScore]) -> str:
         "edit", "its MSE", *(f"{count} Adam steps" for count in counts), "break-even, steps",
         "break-even, CPU ms per network",
     ]  # fmt: skip
-    rows = [_refit_row(step.step.edit, curve) for step, curve in measured]
+    rows = [_refit_row(step.step.title, curve) for step, curve in measured]
     text = (
         "Refitting in place of each edit, by Adam from the networks before it; it has to know the "
         "target. The break-even is where a refit is as good as the edit."

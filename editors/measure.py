@@ -3,22 +3,24 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn_opt.inr import INRStore, SirenSpec, psnr_from_mse, refine, render
+from scalegmn_opt.inr import INRStore, SirenSpec, joined, psnr_from_mse, refine, render
 
 from .chain import EditRecipe, EditStep, resolve
 from .edit import Edit, Meaning, widened
 from .refit import Refit
 from .scores import SAMPLE, EditReport, RefitCurve, RefitPoint, Score, StepScore
 from .truth import Truth
+from .unfinished import Unfinished
 
 CURVE = (10, 50, 150)  # Adam steps
+_PART = 2**19  # pixels of the networks between two files of an unfinished run
 
 Params = dict[str, Tensor]
 
@@ -51,6 +53,7 @@ def measure(
     scale: int = 4,
     curve: bool = False,
     progress: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> EditReport:
     """Apply a recipe and compare the renders with the edited `images`.
 
@@ -63,6 +66,7 @@ def measure(
         scale: of the finer grid.
         curve: whether Adam is measured beside every edit.
         progress: whether refits show a progress bar.
+        unfinished: keeps what is finished, and has what an interrupted run finished.
 
     Raises:
         ValueError: images of another shape than the renders, `scale` below 1, or whatever an edit
@@ -73,16 +77,17 @@ def measure(
     coarse, fine = _grid(store, images), _fine_grid(store[:SAMPLE], scale)
     mse_of_input = coarse.truth.mse(coarse.current).mean().item()
     params, spec, steps, stages = dict(store.params), store.spec, [], [fine.first]
-    for step in tqdm(recipe.edits, desc="edit", disable=not progress):
+    for number, step in enumerate(tqdm(recipe.edits, desc="edit", disable=not progress)):
         edit = resolve(step, edits, spec=spec, image_size=store.image_size, progress=progress)
         alone = Truth.of_networks(params, spec, store.image_size).after(edit, step.strength)
-        before, after = (params, spec), _timed(edit, params, spec, step.strength)
+        before = replace(store, params=params, spec=spec)
+        after = _Step(edit, step.strength, number, unfinished).timed(before)
         params, spec = after.params, widened(spec, after.params)
         coarse.advance(edit, params, spec, step.strength)
         fine.advance(edit, _first(params, SAMPLE), spec, step.strength)
         stages.append(fine.current)
         own = alone.mse(coarse.current).mean().item()
-        points = _curve(*before, coarse) if curve else None
+        points = _kept_curve(before, coarse, number, unfinished) if curve else None
         scores = coarse.scores[-1], fine.scores[-1]
         times = after.ms_per_inr, after.cpu_ms_per_inr
         taken = _as_taken(step, edit)
@@ -157,10 +162,41 @@ class _Timed:
     cpu_ms_per_inr: float
 
 
-def _timed(edit: Edit, params: Params, spec: SirenSpec, strength: float) -> _Timed:
-    if not isinstance(edit, Refit):
-        edit.apply(_first(params, 1), spec, strength)  # a learned edit loads its weights now
-    return _time(lambda: edit.apply(params, spec, strength))
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One edit of a recipe, applied to some networks after the other."""
+
+    edit: Edit
+    strength: float
+    number: int
+    unfinished: Unfinished | None
+
+    def timed(self, before: INRStore) -> _Timed:
+        if not isinstance(self.edit, Refit):
+            # A learned edit loads its weights now.
+            self.edit.apply(_first(before.params, 1), before.spec, self.strength)
+        if self.unfinished is None:
+            return self._apply(before)
+        size = max(1, _PART // (before.image_size[0] * before.image_size[1]))
+        parts, wall, cpu = [], 0.0, 0.0
+        for start in range(0, len(before), size):
+            some = before[start : start + size]
+            name = f"{self.number:02d}-{start:08d}"
+            part, times = self.unfinished.networks(name, lambda some=some: self._finished(some))
+            parts.append(part)
+            wall, cpu = (
+                total + times[kind] * len(some) / len(before)
+                for total, kind in ((wall, "ms"), (cpu, "cpu ms"))
+            )
+        return _Timed(joined(parts).params, wall, cpu)
+
+    def _finished(self, some: INRStore) -> tuple[INRStore, dict[str, float]]:
+        done = self._apply(some)
+        store = replace(some, params=done.params, spec=widened(some.spec, done.params))
+        return store, {"ms": done.ms_per_inr, "cpu ms": done.cpu_ms_per_inr}
+
+    def _apply(self, some: INRStore) -> _Timed:
+        return _time(lambda: self.edit.apply(some.params, some.spec, self.strength))
 
 
 def _time(function: Callable[[], Params]) -> _Timed:
@@ -169,6 +205,19 @@ def _time(function: Callable[[], Params]) -> _Timed:
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     count = len(params["layers.0.bias"])
     return _Timed(params, 1000 * seconds / count, 1000 * cpu / count)
+
+
+def _kept_curve(
+    before: INRStore, grid: _Grid, number: int, unfinished: Unfinished | None
+) -> RefitCurve:
+    def make() -> RefitCurve:
+        return _curve(before.params, before.spec, grid)
+
+    if unfinished is None:
+        return make()
+    found = unfinished.numbers(f"{number:02d}-refits", lambda: asdict(make()))
+    points = tuple(RefitPoint(**point) for point in found["points"])
+    return RefitCurve(**{**found, "points": points})
 
 
 def _curve(params: Params, spec: SirenSpec, grid: _Grid) -> RefitCurve:

@@ -8,8 +8,8 @@ from torch import Tensor
 from scalegmn_opt.inr import psnr_from_mse
 
 
-def mse(images: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of every image.
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of every image in dB for a peak of 1; infinite for equal images.
 
     Raises:
         ValueError: unequal shapes, or no batch of images.
@@ -23,13 +23,4 @@ def mse(images: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"images must have shape (batch, channels, height, width), got {tuple(images.shape)}"
         )
-    return (images - targets).square().mean(dim=(1, 2, 3))
-
-
-def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of every image in dB for a peak of 1; infinite for equal images.
-
-    Raises:
-        ValueError: unequal shapes, or no batch of images.
-    """
-    return psnr_from_mse(mse(images, targets))
+    return psnr_from_mse((images - targets).square().mean(dim=(1, 2, 3)))

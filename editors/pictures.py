@@ -71,9 +71,7 @@ def draw_stages(report: EditReport) -> "Figure":
     Raises:
         ImportError: matplotlib is missing.
     """
-    edits = [
-        f"{step.step.edit} {step.step.strength:g}\n{step.mechanism}" for step in report.steps
-    ]
+    edits = [f"{step.step.title} {step.step.strength:g}\n{step.mechanism}" for step in report.steps]
     columns = dict(enumerate((*report.stages, report.fine_target)))
     titles = ["input\n", *edits, "target\n"]
     rows, count = min(len(report.fine_target), _ROWS), len(columns)
@@ -107,7 +105,7 @@ def draw_curves(steps: Sequence[StepScore]) -> "Figure":
         own = (max(step.cpu_ms_per_inr, 1e-3), max(curve.mse, _LEAST))
         ax.plot(*own, "*", markersize=13, color=ORANGE, label=f"{step.mechanism}")
         ax.set(xscale="log", yscale="log", xlabel="CPU ms per network")
-        ax.set_title(f"{step.step.edit} {step.step.strength:g}", fontsize=10)
+        ax.set_title(f"{step.step.title} {step.step.strength:g}", fontsize=10)
         ax.xaxis.set_minor_formatter("")
         ax.margins(0.15)
         ax.grid(alpha=0.3)

@@ -11,7 +11,9 @@ from scalegmn_opt.inr import SirenSpec, StackedOptimizer, refine, render
 from scalegmn_opt.optim.state import Rule, State
 
 from .edit import Edit, Meaning, check_strength
+from .learned_steps import LearnedSteps
 
+REFIT, LEARNED_REFIT = "refit", "learned refit"
 _INPUT_RMS = 1 / sqrt(3)  # of coordinates in [-1, 1]
 
 
@@ -25,7 +27,7 @@ class Refit(Edit):
         steps: of the optimizer.
         mask: `(height, width)`, where in the picture the edit is seen, from 0 to 1; everywhere if
             None.
-        optimizer: warm-started; the Adam of `inr.fit` if None.
+        optimizer: warm-started; the Adam of `inr.fit` if None. Or learned Gauss-Newton steps.
         progress: whether a progress bar is shown.
 
     Raises:
@@ -36,10 +38,8 @@ class Refit(Edit):
     image_size: tuple[int, int]
     steps: int = 50
     mask: Tensor | None = None
-    optimizer: StackedOptimizer | None = None
+    optimizer: StackedOptimizer | LearnedSteps | None = None
     progress: bool = False
-
-    mechanism = "refit"
 
     def __post_init__(self) -> None:
         if self.mask is not None:
@@ -52,6 +52,10 @@ class Refit(Edit):
     @property
     def unit(self) -> str:  # type: ignore[override]
         return self.meaning.unit
+
+    @property
+    def mechanism(self) -> str:  # type: ignore[override]
+        return LEARNED_REFIT if isinstance(self.optimizer, LearnedSteps) else REFIT
 
     def target(self, images: Tensor, strength: float) -> Tensor:
         edited = self.meaning.target(images, strength)
@@ -67,6 +71,8 @@ class Refit(Edit):
         """
         check_strength(self.name, strength)
         target = self.target(render(params, spec, *self.image_size), strength)
+        if isinstance(self.optimizer, LearnedSteps):
+            return self.optimizer.refine(params, target, spec, steps=self.steps)
         return refine(
             params,
             target,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalegmn_opt.inr import INRStore, evaluate
@@ -51,6 +51,7 @@ class EditingObjective(nn.Module):
         store: fitted networks.
         images: what they were fitted to, (networks, channels, size, size).
         batch_size: networks in one loss, about as many for every edit.
+        pictures: whether it learns to imagine pictures; if not, all networks take rounds.
         decay: of the moving average, per step.
 
     Raises:
@@ -65,6 +66,7 @@ class EditingObjective(nn.Module):
         store: INRStore,
         images: Tensor,
         batch_size: int = 64,
+        pictures: bool = True,
         decay: float = 0.99,
     ) -> None:
         super().__init__()
@@ -81,7 +83,8 @@ class EditingObjective(nn.Module):
                 f"batch_size: expected at least {len(editor.edits)}, one for each edit, "
                 f"got {batch_size}"
             )
-        self.editor, self.batch_size = editor, batch_size
+        self.editor, self.batch_size, self.pictures = editor, batch_size, pictures
+        editor.picture.requires_grad_(pictures)
         self.average = AveragedModel(editor, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.average.requires_grad_(False)
         self._store, self._images = store, images
@@ -95,8 +98,9 @@ class EditingObjective(nn.Module):
     def forward(self, worker: EditingWorker) -> tuple[Tensor, dict[str, float]]:
         self.average.update_parameters(self.editor)
         params, strengths, targets = self._draw(worker.generator)
-        spec = self._store.spec
-        loss = _log_error(self.editor.imagine(params, spec, strengths), targets)
+        if not self.pictures:
+            return self._round_errors(params, targets), {}
+        loss = _log_error(self.editor.imagine(params, self._store.spec, strengths), targets)
         logs = {"imagined": loss.item()}
         if torch.rand((), generator=worker.generator) < _SHARE:
             params = {name: value[::_EVERY] for name, value in params.items()}
@@ -150,6 +154,7 @@ class EditorSize(BaseModel):
     edge_channels: int = Field(default=8, ge=1)
     hidden_channels: int = Field(default=32, ge=1)
     num_layers: int = Field(default=1, ge=1)
+    gradient: bool = False
 
 
 class EditorRecipe(BaseModel):
@@ -167,6 +172,7 @@ class EditorRecipe(BaseModel):
     size: int = Field(default=28, ge=2)  # pixels along each side
     editor: EditorSize = EditorSize()
     start: str | None = None  # name or file of weights to go on from, of the same size and edits
+    pictures: bool = True  # False: the picture operator stays, Gauss-Newton steps are learned
     batch_size: int = Field(default=64, ge=2)
     trainer: TrainerOptions
     seed: int = 0
@@ -185,12 +191,19 @@ class EditorRecipe(BaseModel):
             )
         if self.start is not None:
             self._continue(editor, LearnedEditor.from_pretrained(self.start))
-        return EditingObjective(editor, store=store, images=images, batch_size=self.batch_size)
+        return EditingObjective(
+            editor,
+            store=store,
+            images=images,
+            batch_size=self.batch_size,
+            pictures=self.pictures,
+        )
 
     def _continue(self, editor: LearnedEditor, start: LearnedEditor) -> None:
+        # No weight has a shape that depends on spec or size; a gradient is one more column.
+        free = {"spec": None, "size": None, "gradient": editor.config["gradient"]}
         wanted, found = (
-            {**made.config, "edits": list(made.edits), "spec": None, "size": None}
-            for made in (editor, start)  # no weight has a shape that depends on spec or size
+            {**made.config, "edits": list(made.edits), **free} for made in (editor, start)
         )
         different = [name for name in wanted if wanted[name] != found[name]]
         if different:
@@ -198,7 +211,18 @@ class EditorRecipe(BaseModel):
             raise ValueError(
                 f"start: expected {name} {wanted[name]}, got {found[name]} in {self.start}"
             )
-        editor.load_state_dict(start.state_dict())
+        if start.config["gradient"] and not editor.config["gradient"]:
+            raise ValueError(f"start: expected no gradient, got steps that read it in {self.start}")
+        shapes = editor.state_dict()
+        editor.load_state_dict(
+            {name: _as_wide(value, shapes[name]) for name, value in start.state_dict().items()}
+        )
+
+
+def _as_wide(value: Tensor, like: Tensor) -> Tensor:
+    """A matrix with columns of zeros at its end, where it has fewer than `like`."""
+    missing = like.shape[-1] - value.shape[-1] if value.ndim else 0
+    return pad(value, (0, missing)) if missing > 0 else value
 
 
 def resize(images: Tensor, size: int) -> Tensor:

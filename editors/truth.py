@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scalegmn_opt.inr import SirenSpec, evaluate, pixel_grid, render
 
+from .blend import Blend
 from .closed_form import ClosedForm, CoordinateEdit, Function, IntensityEdit
 from .edit import Meaning
 from .refit import Refit
@@ -56,6 +57,8 @@ class Truth:
         Raises:
             ValueError: nothing of the picture is left, or a strength that the edit rejects.
         """
+        if isinstance(edit, Blend):
+            return self._between(edit, strength)
         if isinstance(edit, Refit):
             return self._within(edit.mask, self.after(edit.meaning, strength))
         if self.function is not None and isinstance(edit, ClosedForm):
@@ -80,6 +83,11 @@ class Truth:
         """
         errors = (images - self.images).square().mean(1) * self.known[:, 0]
         return errors.sum((1, 2)) / self.known.sum()
+
+    def _between(self, edit: Blend, strength: float) -> "Truth":
+        one, other = self.after(edit.one, strength), self.after(edit.other, edit.other_strength)
+        images, known = one.images.lerp(other.images, edit.weight), one.known & other.known
+        return replace(self, images=images, known=known, function=None)
 
     def _within(self, mask: Tensor | None, edited: "Truth") -> "Truth":
         if mask is None:

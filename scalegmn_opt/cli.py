@@ -224,11 +224,16 @@ def edit(
     w0: Annotated[float, W0] = 30.0,
     steps: Annotated[int | None, STEPS] = None,
     target_psnr: Annotated[float, TARGET] = math.inf,
+    copies: Annotated[
+        int | None,
+        typer.Option(help="1, 2, 4 or 8 networks side by side; the last edit must be learned."),
+    ] = None,
 ) -> None:
     """Edit images through the weights of the networks that hold them, and measure the result."""
     from scalegmn_opt.editors import (
         EDITS,
         EditRecipe,
+        Unfinished,
         check_recipe,
         check_writable,
         measure,
@@ -238,6 +243,8 @@ def edit(
     from scalegmn_opt.inr import INRStore, load_images, load_state_dicts
 
     loaded, images = load_recipe(recipe, EditRecipe), None
+    if copies is not None:
+        loaded = loaded.with_copies(copies)
     if source.is_dir():
         store = load_state_dicts(source, w0=w0)
     elif source.suffix == ".safetensors":
@@ -251,10 +258,16 @@ def edit(
         store = fitted_before(images, names, out / "fitted.safetensors", **options)
         typer.echo(f"{source}: {quality(store)}")
     check_writable(out)
-    report = measure(
-        store, loaded, EDITS, images=images, scale=scale, curve=compare, progress=True
-    )
+    unfinished = Unfinished(out / "unfinished", loaded, store)
+    options = {"images": images, "scale": scale, "curve": compare, "progress": True}
+    try:
+        report = measure(store, loaded, EDITS, unfinished=unfinished, **options)
+    except KeyboardInterrupt:
+        kept = f"finished edits are in {unfinished.folder}; the same command goes on"
+        typer.echo(f"interrupted: {kept}", err=True)
+        raise SystemExit(130) from None
     write_report(report, out, source=str(source), compare=compare)
+    unfinished.remove()
     typer.echo(
         f"{out}: {loaded.name}: MSE {report.total.mse:.3g} to the target, "
         f"{report.total.mse_do_nothing:.3g} without the edit, "

@@ -4,6 +4,7 @@ from .adam import Adam, StackedOptimizer
 from .fit import FitResult, fit, psnr_from_mse, refine
 from .graph import siren_graph
 from .images import load_images, save_png
+from .phases import canonical_phases
 from .public import load_state_dicts
 from .resume import fit_resumable, partial_folder
 from .siren import (
@@ -24,6 +25,7 @@ __all__ = [
     "Siren",
     "SirenSpec",
     "StackedOptimizer",
+    "canonical_phases",
     "check_parameters",
     "evaluate",
     "fit",

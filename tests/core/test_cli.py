@@ -10,7 +10,7 @@ import torch
 
 from scalegmn_opt import UpdateRule, cli
 from scalegmn_opt.editor_data import training_images
-from scalegmn_opt.editors import LearnedEditor
+from scalegmn_opt.editors import EDITS, LearnedEditor
 from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import INRStore, SirenSpec, fit_store
 from scalegmn_opt.recipe import load_recipe
@@ -309,6 +309,41 @@ def test_larger_pictures_get_wider_networks(run, tmp_path, side, widths):
     np.save(tmp_path / "a.npy", np.full((side, side), 0.5, np.float32))
     assert run("fit", "a.npy", "-o", "s.safetensors", "--steps", "1")[0] == 0
     assert INRStore.load(tmp_path / "s.safetensors").spec.hidden == widths
+
+
+def test_an_interrupted_edit_goes_on(run, store, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    arguments = ["edit", store, "--recipe", "tilted_negative", "--out", "made", "--no-compare"]
+    with monkeypatch.context() as patched:
+        patched.setattr(EDITS["contrast"].__class__, "apply", interrupt)
+        code, _, errors = run(*arguments)
+    assert code == 130
+    assert "finished edits are in made/unfinished; the same command goes on" in errors
+    kept = {path.name for path in (tmp_path / "made" / "unfinished").glob("*.safetensors")}
+    assert kept == {f"0{i}-00000000.safetensors" for i in range(3)}
+    code, _, errors = run(*arguments[:3], "invert", *arguments[4:])
+    assert code != 0
+    assert "another recipe" in errors
+    assert run(*arguments)[0] == 0
+    assert not (tmp_path / "made" / "unfinished").exists()
+    assert (tmp_path / "made" / "edited.safetensors").is_file()
+
+
+def test_edit_with_copies(run, store, tmp_path):
+    refused = run("edit", store, "--recipe", "invert", "--out", "x", "--copies", "2")
+    assert refused[0] != 0
+    assert "copies are those of a learned edit" in refused[2]
+    np.save(tmp_path / "digit.npy", np.full((28, 28), 0.5, np.float32))
+    for copies in ("1", "2", "4", "8"):
+        code, _, _ = run(
+            *("edit", "digit.npy", "--recipe", "dilate", "--out", "made", "--steps", "2"),
+            *("--no-compare", "--scale", "1", "--copies", copies),
+        )
+        assert code == 0
+        edited = INRStore.load(tmp_path / "made" / "edited.safetensors")
+        assert edited.spec.hidden == (32 * int(copies),) * 2
 
 
 def test_edit_of_a_store_is_measured_against_its_renders(run, store, tmp_path):

@@ -22,6 +22,7 @@ from scalegmn_opt.editors.targets import blur
 from scalegmn_opt.inr import Adam, SirenSpec, initial_parameters, render
 
 SPEC, SIZE = SirenSpec(hidden=(6, 5)), (7, 8)
+BLUR = {"edit": "blur", "strength": 1.0}
 
 
 class Doubled(Edit):
@@ -109,27 +110,50 @@ def test_edits_come_from_the_mapping_given():
         ({"edit": "blur", "strength": 1.0, "mask": (0, 0, 1, 0.5)}, SPEC, "refit"),
         ({"edit": "erode", "strength": 1.0}, SPEC, "refit"),
         ({"edit": "inpaint", "strength": 1.0, "mask": (0, 0, 1, 0.5)}, SPEC, "refit"),
+        ({"edit": "blur", "strength": 1.0, "mechanism": "learned refit"}, SPEC, "learned refit"),
+        (
+            {
+                "edit": "inpaint",
+                "strength": 1.0,
+                "mask": (0, 0, 1, 0.5),
+                "mechanism": "learned refit",
+            },
+            SPEC,
+            "learned refit",
+        ),
     ],
 )
 def test_the_cheapest_mechanism_that_there_is(step, spec, mechanism):
     edits = {**EDITS, "blur": Doubled(), "erode": PixelEdit("erode", "x", blur)}
     found = route(step, edits, spec)
     assert found.mechanism == mechanism
-    assert isinstance(found, Refit) == (mechanism == "refit")
+    assert isinstance(found, Refit) == ("refit" in mechanism)
     assert found.name == step["edit"]
 
 
 @pytest.mark.parametrize(
     ("step", "spec", "match"),
     [
-        ({"edit": "rotate", "mechanism": "learned"}, SPEC, r"\['closed form', 'refit'\], got 'le"),
-        ({"edit": "blur", "mechanism": "closed form"}, SPEC, r"\['learned', 'refit'\], got 'clos"),
+        (
+            {"edit": "rotate", "mechanism": "learned"},
+            SPEC,
+            r"\['closed form', 'refit', 'learned refit'\], got 'le",
+        ),
+        (
+            {"edit": "blur", "mechanism": "closed form"},
+            SPEC,
+            r"\['learned', 'refit', .*\], got 'clos",
+        ),
         ({"edit": "blur", "mechanism": "learned"}, SirenSpec(), "spec must be"),
-        ({"edit": "erode", "mechanism": "learned"}, SPEC, r"of erode must be one of \['refit'\]"),
+        (
+            {"edit": "erode", "mechanism": "learned"},
+            SPEC,
+            r"of erode must be one of \['refit', 'learned refit'\]",
+        ),
         (
             {"edit": "rotate", "mechanism": "closed form", "mask": (0, 0, 1, 0.5)},
             SPEC,
-            r"rotate with a mask must be one of \['refit'\]",
+            r"rotate with a mask must be one of \['refit', 'learned refit'\]",
         ),
         ({"edit": "inpaint"}, SPEC, "mask of inpaint must be given"),
     ],
@@ -181,6 +205,14 @@ def test_a_mask_image_has_the_pictures_size(tmp_path):
         ({"edit": "invert", "strength": 1.0, "mechanism": "magic"}, "unknown mechanism 'magic'"),
         ({"edit": "invert", "strength": 1.0, "steps": 3}, "add mechanism: refit"),
         ({"edit": "invert", "strength": 1.0, "mechanism": "refit", "steps": 0}, "greater"),
+        ({"edit": "blur", "strength": 1.0, "copies": 3}, r"copies must be one of \(1, 2, 4, 8\)"),
+        ({"edit": "rotate", "strength": 1.0, "copies": 2}, "those of a learned edit, one of"),
+        ({"edit": "blur", "strength": 1.0, "copies": 2, "mask": (0, 0, 1, 1)}, "learned edit"),
+        ({"edit": "blur", "strength": 1.0, "copies": 2, "mechanism": "refit"}, "learned edit"),
+        ({**BLUR, "blend": {**BLUR, "weight": 1.5}}, "less than or equal to 1"),
+        ({**BLUR, "blend": {**BLUR, "weight": -0.1}}, "greater than or equal to 0"),
+        ({**BLUR, "blend": BLUR}, "weight"),
+        ({**BLUR, "blend": {**BLUR, "weight": 0.5, "blend": {**BLUR, "weight": 0.5}}}, "of two"),
         ({"edit": "rotat", "strength": 1.0}, "did you mean 'rotate'"),
         ({"edit": "rotate", "strength": float("nan")}, "finite"),
         ({"edit": "rotate", "strength": "1"}, "valid number"),
@@ -200,3 +232,57 @@ def test_a_recipe_has_a_name_and_edits():
         EditRecipe(name="empty", edits=[])
     with pytest.raises(ValidationError, match="name"):
         EditRecipe(name="", edits=[EditStep(edit="zoom", strength=1.0)])
+
+
+def test_copies_of_a_learned_edit():
+    spec = SirenSpec()
+    for copies in (1, 2, 4, 8):
+        options = {"spec": spec, "image_size": (28, 28)}
+        step = EditStep(edit="dilate", strength=1.0, copies=copies)
+        assert resolve(step, EDITS, **options).copies == copies
+        same = EditRecipe(name="a", edits=[step.model_copy(update={"copies": None})])
+        assert same.with_copies(copies).edits == [step]
+    assert resolve(step.model_copy(update={"copies": None}), EDITS, **options).copies == 1
+    with pytest.raises(ValueError, match="spec must be that of an editor"):
+        resolve(step, EDITS, spec=SPEC, image_size=(28, 28))
+
+
+def test_copies_on_request_are_those_of_the_last_edit():
+    first, last = EditStep(edit="rotate", strength=1.0), EditStep(edit="blur", strength=1.0)
+    both = EditRecipe(name="a", edits=[first, last]).with_copies(4)
+    assert both.edits == [first, EditStep(edit="blur", strength=1.0, copies=4)]
+    with pytest.raises(ValueError, match=r"copies: .*learned edit"):
+        EditRecipe(name="a", edits=[last, first]).with_copies(2)
+    with pytest.raises(ValueError, match=r"copies: .*one of \(1, 2, 4, 8\), got 3"):
+        EditRecipe(name="a", edits=[last]).with_copies(3)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_blend_of_two_edits_is_the_blend_of_their_pictures(weight):
+    one = {"edit": "rotate", "strength": 40.0}
+    other = {"edit": "invert", "strength": 0.8}
+    edited, spec = edit(
+        params(), recipe({**one, "blend": {**other, "weight": weight}}), spec=SPEC, image_size=SIZE
+    )
+    assert spec.hidden == (12, 10)
+    expected = render(run(one), SPEC, *SIZE).lerp(render(run(other), SPEC, *SIZE), weight)
+    torch.testing.assert_close(render(edited, spec, *SIZE), expected, atol=1e-5, rtol=0)
+
+
+def test_a_blend_says_what_it_is():
+    step = {**BLUR, "blend": {"edit": "invert", "strength": 0.5, "weight": 0.25}}
+    assert EditStep(**step).title == "blur, 0.25 of invert 0.5"
+    assert EditStep(**BLUR).title == "blur"
+    found = route(step, {**EDITS, "blur": Doubled()})
+    assert (found.name, found.unit) == ("blur, 0.25 of invert", Doubled.unit)
+    assert found.mechanism == "learned + closed form"
+    images = render(params(), SPEC, *SIZE)
+    expected = 0.75 * blur(images, 1.0) + 0.25 * EDITS["invert"].target(images, 0.5)
+    torch.testing.assert_close(found.target(images, 1.0), expected)
+    with pytest.raises(ValueError, match="mechanism of invert"):
+        route({**BLUR, "blend": {**step["blend"], "mechanism": "learned"}})
+
+
+def test_a_learned_refit_has_eight_steps_or_those_given():
+    assert route({**BLUR, "mechanism": "learned refit"}).steps == 8
+    assert route({**BLUR, "mechanism": "learned refit", "steps": 3}).steps == 3

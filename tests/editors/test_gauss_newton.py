@@ -60,9 +60,9 @@ def test_where_nothing_is_wanted_nothing_changes():
     assert all(torch.equal(v, params[n]) for n, v in taken(step(), params, wanted).items())
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_permutations_and_signs_pass_through(num_layers):
-    made, params = step(num_layers=num_layers), start()
+@pytest.mark.parametrize(("num_layers", "gradient"), [(1, False), (2, False), (1, True)])
+def test_permutations_and_signs_pass_through(num_layers, gradient):
+    made, params = step(num_layers=num_layers, gradient=gradient), start()
     wanted = targets(params)
     transform = random_transform(siren_graph(SPEC), torch.Generator().manual_seed(2))
     got = taken(made, transform.apply(params), wanted)
@@ -77,3 +77,21 @@ def test_gradients_reach_every_parameter():
     idle = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()]
     # In the last layer neurons matter to edges only; no group here rescales.
     assert all(".nodes." in name or "messages" in name or "norm" in name for name in idle), idle
+
+
+def test_the_gradient_is_read_contravariantly_where_it_is_wanted():
+    params = start()
+    wanted = targets(params)
+    made = step(gradient=True)
+    features, _ = made._features(params, SPEC, Tangent.of(params, SPEC, COORDS), wanted)
+    assert all(other.shape[1] == 1 for _, other in features.edges.values())
+    leaves = {name: value.requires_grad_() for name, value in params.items()}
+    loss = 0.5 * (evaluate(leaves, SPEC, COORDS) - wanted).square().sum()
+    gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    for block in features.graph.blocks:
+        expected, read = -block.pack(gradients[block.parameter]), features.edges[block.name][1]
+        expected, read = expected.flatten(1), read.flatten(1)  # each is divided by its own size
+        alike = torch.cosine_similarity(expected, read)
+        torch.testing.assert_close(alike, torch.ones_like(alike))
+    plain, _ = step()._features(params, SPEC, Tangent.of(params, SPEC, COORDS), wanted)
+    assert all(other.shape[1] == 0 for _, other in plain.edges.values())

@@ -147,7 +147,7 @@ def test_strengths_beyond_the_trained_range_are_warned_of(weights):
     LearnedEdit("blur", weights).apply(params(), SPEC, 1.5)  # within its own range
 
 
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copies", [1, 2, 4, 8])
 def test_chunks_give_the_same(weights, monkeypatch, copies):
     start = params(count=7, dtype=torch.float64)
     made = LearnedEdit("blur", weights, copies=copies)
@@ -156,7 +156,7 @@ def test_chunks_give_the_same(weights, monkeypatch, copies):
     assert difference(made.apply(start, SPEC, 0.8), whole) < 1e-9
 
 
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copies", [1, 2, 4, 8])
 def test_inputs_are_not_modified_and_the_dtype_follows(weights, copies):
     for dtype in (torch.float64, torch.float32):
         start = params(dtype=dtype)
@@ -169,16 +169,30 @@ def test_inputs_are_not_modified_and_the_dtype_follows(weights, copies):
 
 
 def test_two_copies_come_closer_to_the_imagined_picture():
-    start, given, made = params(), strengths(1.0), editor()
+    start, given, made = params(), strengths(0.3), editor()
     with torch.no_grad():
         targets = made.imagine(start, SPEC, given)
         errors = [evaluate(start, SPEC, made.coords) - targets]
-        for copies in (1, 2):
+        for copies in (1, 2, 8):
             edited = made(start, SPEC, given, copies=copies)
             errors.append(evaluate(edited, widened(SPEC, edited), made.coords) - targets)
-    nothing, one, two = (error.square().mean() for error in errors)
+    nothing, one, two, eight = (error.square().mean() for error in errors)
     assert one < nothing
     assert two < 0.5 * one
+    torch.testing.assert_close(eight, two, rtol=0.05, atol=0)
+
+
+def test_eight_copies_bear_rounding_of_the_weights_better_than_two():
+    start, given, made = params(), strengths(0.3), editor()
+    errors = []
+    with torch.no_grad():
+        targets = made.imagine(start, SPEC, given)
+        for copies in (2, 8):
+            edited = made(start, SPEC, given, copies=copies)
+            half = {name: value.half().float() for name, value in edited.items()}
+            moved = evaluate(half, widened(SPEC, half), made.coords) - targets
+            errors.append(moved.square().mean())
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_only_networks_and_pictures_it_was_trained_for(weights):
@@ -239,8 +253,8 @@ def test_names_and_copies(weights):
         LearnedEdit("sing", weights)
     with pytest.raises(ValueError, match="weights must be at least one"):
         LearnedEdit("dilate")
-    with pytest.raises(ValueError, match="copies must be 1 or 2, got 8"):
-        LearnedEdit("dilate", weights, copies=8)
+    with pytest.raises(ValueError, match=r"copies must be one of \(1, 2, 4, 8\), got 3"):
+        LearnedEdit("dilate", weights, copies=3)
 
 
 def test_packaged_edits_load_their_weights_late():

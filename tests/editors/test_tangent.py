@@ -6,7 +6,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from scalegmn_opt import random_transform
 from scalegmn_opt.editors.edit import widened
-from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_pair
+from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_copies
 from scalegmn_opt.inr import (
     Siren,
     SirenSpec,
@@ -123,14 +123,17 @@ def test_dead_networks_give_finite_numbers():
     assert all(d.isfinite().all() for d in delta)
 
 
+@pytest.mark.parametrize("copies", [2, 4, 8])
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_pair_follows_the_tangent_where_one_network_does_not(spec):
+def test_copies_follow_the_tangent_where_one_network_does_not(spec, copies):
     start = params(spec)
     tangent = Tangent.of(start, spec, COORDS)
     delta = [0.02 * normal(*m.shape) for m in join(start)]
     change = tangent.change(delta)
-    pair = tangent_pair(start, split(delta))
-    got = evaluate(pair, widened(spec, pair), COORDS) - tangent.outputs
+    several = tangent_copies(start, split(delta), copies)
+    wide = widened(spec, several)
+    assert wide.hidden == tuple(copies * width for width in spec.hidden)
+    got = evaluate(several, wide, COORDS) - tangent.outputs
     single = split([m + d for m, d in zip(join(start), delta, strict=True)])
     alone = evaluate(single, spec, COORDS) - tangent.outputs
     scale = change.square().mean().sqrt()

@@ -128,6 +128,38 @@ def test_training_can_begin_with_trained_weights(recipe, store, images, tmp_path
         recipe.model_copy(update={"start": "nothing"}).objective(store, images)
 
 
+def test_a_gradient_is_one_more_input_of_trained_weights(recipe, store, images, tmp_path):
+    first = recipe.objective(store, images)
+    first.editor.save_pretrained(tmp_path / "first.safetensors")
+    size = recipe.editor.model_copy(update={"gradient": True})
+    changes = {"start": str(tmp_path / "first.safetensors"), "editor": size}
+    second = recipe.model_copy(update=changes).objective(store, images).editor
+    given = torch.zeros(6, 2)
+    given[:, 0] = 1.0
+    with torch.no_grad():
+        expected = first.editor(store.params, store.spec, given)
+        for name, value in second(store.params, store.spec, given).items():
+            torch.testing.assert_close(value, expected[name])
+        for p in second.step.backbone.parameters():
+            p += 0.1
+        changed = second(store.params, store.spec, given)
+    assert any(not torch.allclose(changed[name], expected[name]) for name in expected)
+    second.save_pretrained(tmp_path / "second.safetensors")
+    assert LearnedEditor.from_pretrained(tmp_path / "second.safetensors").config["gradient"]
+    back = recipe.model_copy(update={"start": str(tmp_path / "second.safetensors")})
+    with pytest.raises(ValueError, match="start: expected no gradient"):
+        back.objective(store, images)
+
+
+def test_steps_alone_can_be_trained(recipe, store, images, tmp_path):
+    objective = recipe.model_copy(update={"pictures": False}).objective(store, images)
+    loss, _ = objective(objective.new_worker(0))
+    loss.backward()
+    moved = {name for name, p in objective.editor.named_parameters() if p.grad is not None}
+    assert any(name.startswith("step.") for name in moved)
+    assert not any(name.startswith("picture.") for name in moved)
+
+
 def test_images_networks_and_editor_must_fit(recipe, store, images):
     editor = recipe.objective(store, images).editor
     with pytest.raises(ValueError, match="images: expected 6, one for each network, got 5"):

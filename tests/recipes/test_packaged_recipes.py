@@ -70,7 +70,7 @@ def test_dilation_at_full_strength():
     assert load_recipe("dilate", EditRecipe).edits == [EditStep(edit="dilate", strength=1.0)]
 
 
-@pytest.mark.parametrize("name", ["general_rule", "demo_rule"])
+@pytest.mark.parametrize("name", ["general_rule", "permutation_rule", "demo_rule"])
 def test_recipes_of_rules_make_an_objective(name):
     recipe = load_recipe(name, RuleRecipe)
     objective = recipe.build(resolve_suite(recipe.suite))
