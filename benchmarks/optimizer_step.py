@@ -1,17 +1,24 @@
 """Cost of one optimizer step against torch.optim.Adam: time and extra memory per parameter.
 
 Each optimizer and network runs in a process of its own; times are CPU time on one thread, means
-over 26 steps, which are two periods of the largest whitened matrix of the middle perceptron.
+over steps 2 to 27, in which the whiteners of large matrices are renewed more often than later, and
+over 32 later steps, a whole number of periods of all sizes of 64 times a power of two.
+
+    python optimizer_step.py [NETWORK ...]
+
+With names, only these networks are measured, and the other rows stay as they are.
 """
 
+import json
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from measure import cpu_seconds, peak_bytes, report
+from measure import RESULTS, cpu_seconds, peak_bytes, report
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -19,7 +26,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalegmn_opt import LearnedOptimizer, UpdateRule
 from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 
-STEPS = 26
+STEPS, LATER_STEPS = 26, 32
+LATER = 1024  # number of a step by which whiteners are renewed at their period
 
 
 def perceptron(*sizes: int) -> tuple[nn.Module, Tensor]:
@@ -116,6 +124,7 @@ def measure(name: str, network: str) -> dict[str, Any]:
     count = sum(p.numel() for p in model.parameters())
     baseline = peak_bytes()
     seconds = cpu_seconds(optimizer.step, repeats=STEPS)
+    later = _later_seconds(optimizer) if name in OURS else seconds
     state = sum(
         value.nbytes
         for entry in optimizer.state.values()
@@ -129,16 +138,26 @@ def measure(name: str, network: str) -> dict[str, Any]:
         "parameters": count,
         "ms per step": 1e3 * mean,
         "us per parameter": 1e6 * mean / count,
+        "us per parameter later": 1e6 * sum(later) / len(later) / count,
         "state bytes per parameter": state / count,
         "peak extra bytes per parameter": (peak_bytes() - baseline) / count,
         "peak MB in all": peak_bytes() / 1e6,
     }
 
 
+def _later_seconds(optimizer: Optimizer) -> list[float]:
+    """CPU seconds of steps after the first ones."""
+    for own in optimizer.state.values():
+        own["step"].fill_(LATER - 1)
+    return cpu_seconds(optimizer.step, repeats=LATER_STEPS)
+
+
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    rows: list[dict[str, Any]] = []
-    for network in NETWORKS:
+    chosen = sys.argv[1:] or list(NETWORKS)
+    known = json.loads((RESULTS / "optimizer_step.json").read_text())["rows"]
+    rows: list[dict[str, Any]] = [row for row in known if row["network"] not in chosen]
+    for network in chosen:
         adam = None
         for name in (*ADAMS, *OURS):
             with context.Pool(1) as pool:
@@ -146,4 +165,5 @@ if __name__ == "__main__":
             adam = adam or row["ms per step"]
             rows.append({**row, "times Adam": row["ms per step"] / adam})
             print(network, name, f"{row['us per parameter']:.3g} us", flush=True)
-    report("optimizer_step", rows)
+    order = list(NETWORKS)
+    report("optimizer_step", sorted(rows, key=lambda row: order.index(row["network"])))

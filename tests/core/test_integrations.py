@@ -1,7 +1,5 @@
 """LearnedOptimizer inside what people train with: short real trainings."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,35 +64,6 @@ def test_grad_scaler_skips_a_step_that_overflows():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert scaler.get_scale() < 2.0**10
     assert own.health().ok
-
-
-def distributed(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    model = nn.parallel.DistributedDataParallel(network().double())
-    own = optimizer(model.module)
-    for _ in range(5):
-        own.zero_grad()
-        F.cross_entropy(model(X[rank::2].double()), Y[rank::2]).backward()
-        own.step()
-    torch.save(model.module.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_distributed_data_parallel(tmp_path):
-    torch.multiprocessing.spawn(distributed, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    model = network().double()
-    own = optimizer(model)
-    for _ in range(5):  # in float64: whitening makes much of rounding
-        own.zero_grad()
-        F.cross_entropy(model(X.double()), Y).backward()
-        own.step()
-    for name, p in model.state_dict().items():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], p, rtol=1e-6, atol=1e-9)
 
 
 class Checkpointed(nn.Module):
@@ -209,20 +178,3 @@ def test_trainer_of_transformers(tmp_path):
     )
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_distributed_checkpoint_state():
-    from torch.distributed.checkpoint.state_dict import (
-        get_optimizer_state_dict,
-        set_optimizer_state_dict,
-    )
-
-    model = network()
-    own = optimizer(model)
-    train(model, own, 3)
-    state = get_optimizer_state_dict(model, own)
-    assert set(state["state"]) == {name for name, _ in model.named_parameters()}
-    other = copy.deepcopy(model)
-    again = optimizer(other)
-    set_optimizer_state_dict(other, again, copy.deepcopy(state))
-    assert train(other, again, 3) == train(model, own, 3)

@@ -227,6 +227,21 @@ def test_step_is_the_rule_times_lr():
         assert own.state[p]["step"] == 1
 
 
+def test_averages_are_renewed_in_their_memory_but_for_those_at_rest():
+    model = network()
+    own = optimizer(model)
+    train(model, own, 2)
+    places = {p: s["fast"].data_ptr() for p, s in own.state.items()}
+    resting = model[2].weight
+    before = {key: value.clone() for key, value in own.state[resting].items()}
+    F.cross_entropy(model(X), Y).backward()
+    resting.grad = None
+    own.step()
+    assert places == {p: s["fast"].data_ptr() for p, s in own.state.items()}
+    assert all(torch.equal(own.state[resting][key], value) for key, value in before.items())
+    assert not own.rule.overwrites
+
+
 def test_rule_is_copied_and_needs_no_gradient():
     rule, model = UpdateRule(), network()
     own = optimizer(model, rule=rule)

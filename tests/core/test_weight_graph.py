@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,6 +181,39 @@ def test_pack_puts_each_number_on_its_edge():
     block = WeightBlock("p", "t", "s", "out (src k1)", sizes)
     values = torch.arange(12.0).view(1, 2, 6)
     assert block.pack(values)[0, 1, 2, 0] == values[0, 1, 2 * 2]
+
+
+def rearranged(block, values):
+    """``pack`` by einops, the reference."""
+    sizes = dict(block.sizes)
+    shared = [name for name in block.ends[0].split() if name.startswith("blk")]
+    ends = ([n for n in end.split() if n in sizes and n not in shared] for end in block.ends)
+    axes = (["b", *shared], *ends, [name for name in sizes if name.startswith("k")])
+    pattern = " ".join(f"({' '.join(names)})" for names in axes)
+    part = block.window.view(values) if block.window else values
+    return rearrange(part, f"b {block.pattern} -> {pattern}", **sizes)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("make", [random_graph, random_tied_graph])
+def test_pack_is_a_rearrangement_of_axes(seed, make):
+    graph = make(seeded(seed))
+    params = random_params(graph, seeded(seed), batch=2)
+    for block in graph.blocks:
+        values = params[block.parameter]
+        assert torch.equal(block.pack(values), rearranged(block, values))
+
+
+def test_pack_of_groups_and_parts_is_a_rearrangement_of_axes():
+    sizes = (("blk0", 2), ("out0", 3), ("blk1", 4), ("src", 5), ("k0", 2))
+    block = WeightBlock(
+        "p", "t", "s", "(k0 blk0 out0 blk1) src", sizes, ("blk0 blk1 out0", "blk0 src blk1"),
+        Window((48, 7), (48, 7), ((0, 48), (1, 6))),
+    )  # fmt: skip
+    values = torch.randn(3, 48, 7, generator=seeded(0))
+    assert block.pack(values).shape == (3 * 8, 3, 5, 2)
+    assert torch.equal(block.pack(values), rearranged(block, values))
+    assert torch.equal(block.unpack(block.pack(values)), values[:, :, 1:6])
 
 
 @settings(deadline=None, max_examples=40)
