@@ -7,8 +7,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.guard import frames_inside
@@ -21,7 +19,10 @@ _NOT_SEEN = (
     'gauge="observed": no training forward of the model was seen before the first step; its scales'
     " are those of the sweep"
 )
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_gauge(gauge: str, model: nn.Module | None) -> None:
@@ -81,7 +82,7 @@ class Observer:
 
     def read(self, name: str, inputs: Any, outputs: Any) -> None:
         """Add the sums of squares and the counts of one call of a module."""
-        if not self._reading or not isinstance(outputs, Tensor):
+        if not self._reading or not inputs:  # none of its own, as by keyword
             return
         axis = _channel_axis(self._modules[name])
         found = [part for x in (outputs, inputs[0]) for part in _sums(x.detach(), axis)]
@@ -127,17 +128,15 @@ class Observer:
         parts = []
         for name, module in self._modules.items():
             like = next(iter(_own(module).values())).detach()
-            empty = [like.new_zeros(n) for size in _channels(module) for n in (size, 1)]
+            sizes = [n for size in _channels(module) for n in (size, 1)]
+            empty = [like.new_zeros(n, dtype=torch.float64) for n in sizes]
             seen = self._sums.get(name, empty)
             parts += [a.reshape(b.shape).to(b) for a, b in zip(seen, empty, strict=True)]
-        joint = torch.cat([part.double() for part in parts])
+        joint = torch.cat(parts)
         distributed.all_reduce(joint)
         split = joint.split([len(part) for part in parts])
         places = zip(self._modules, range(0, len(parts), 4), strict=True)
-        return {
-            name: [x.to(p) for x, p in zip(split[i : i + 4], parts[i : i + 4], strict=True)]
-            for name, i in places
-        }
+        return {name: list(split[i : i + 4]) for name, i in places}
 
 
 class _Reading:
@@ -162,9 +161,9 @@ def _channel_axis(module: nn.Module) -> int | None:
     """The axis of a module's inputs and outputs that has the neurons; None: not read."""
     if not _own(module):
         return None
-    if isinstance(module, _ConvNd):
+    if isinstance(module, _CONVOLUTIONS):
         return -1 - len(module.kernel_size)
-    if isinstance(module, (_BatchNorm, nn.GroupNorm)):
+    if isinstance(module, (*_BATCH_NORMS, nn.GroupNorm)):
         return 1
     last = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1
     return -1 if last or isinstance(module, nn.Linear) else None
@@ -184,9 +183,9 @@ def _dimensions(module: nn.Module, p: Tensor) -> tuple[int | None, int | None]:
     """Dimensions of a parameter that are the module's outputs and inputs."""
     if p.ndim == 1:
         return 0, None
-    if isinstance(module, _ConvNd) and module.groups > 1:  # some inputs for some outputs
-        return (None, None) if isinstance(module, _ConvTransposeNd) else (0, None)
-    return (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+    if isinstance(module, _CONVOLUTIONS) and module.groups > 1:  # some inputs for some outputs
+        return (None, None) if isinstance(module, _TRANSPOSED) else (0, None)
+    return (1, 0) if isinstance(module, _TRANSPOSED) else (0, 1)
 
 
 def _sums(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -275,6 +275,25 @@ class Tied(nn.Module):
         return self.last(self.slope(self.again(self.first(x))))
 
 
+class ByKeyword(nn.Module):
+    """Gives its second layer what it reads by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.second(input=self.first(x).relu())
+
+
+def test_a_module_that_is_called_by_keyword_keeps_the_sweep():
+    model = ByKeyword()
+    other = copy.deepcopy(model)
+    found, swept = step(model, observing(model)), step(other, GaugeAdam.for_model(other, (X,)))
+    torch.testing.assert_close(found["second.weight"], swept["second.weight"])
+    assert not torch.equal(found["first.weight"][0], swept["first.weight"][0])
+
+
 def test_what_is_not_read_keeps_the_sweep():
     torch.manual_seed(0)
     model = Tied()
