@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from measure import report
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from scalegmn_opt.editors import LearnedEdit, LearnedEditor
+from scalegmn_opt.editors import LearnedEdit, LearnedEditor, LearnedSteps
 from scalegmn_opt.editors.edit import widened
-from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_pair
+from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_copies
 from scalegmn_opt.inr import SirenSpec, fit, refine, render
 from scalegmn_opt.tasks import mnist, photographs
 
@@ -55,9 +56,11 @@ class Case:
         began = time.process_time()
         edited = run(some, target[:count])
         seconds = time.process_time() - began
-        size = target.shape[2:]
-        errors = render(edited, widened(self.spec, edited), *size) - target[:count]
-        errors = errors.square().mean((1, 2, 3))
+        spec, size = widened(self.spec, edited), target.shape[2:]
+        errors = (render(edited, spec, *size) - target[:count]).square().mean((1, 2, 3))
+        few = {name: value[:FEW] for name, value in edited.items()}
+        fine = interpolate(target[: min(count, FEW)], scale_factor=4.0, mode="bicubic")
+        between = render(few, spec, *fine.shape[2:]) - fine
         return {
             "images": self.name,
             "edit": edit,
@@ -65,6 +68,7 @@ class Case:
             "networks": count,
             "MSE x 100": 100 * errors.mean().item(),
             "standard error x 100": 100 * (errors.std() / count**0.5).item(),
+            "MSE x 100 at 4x": 100 * between.square().mean().item(),
             "CPU ms per INR": 1e3 * seconds / count,
         }
 
@@ -86,10 +90,11 @@ def chunked(run: Way) -> Way:
 def given_the_picture(case: Case, editor: LearnedEditor) -> dict[str, Way]:
     """Ways that know the edited picture, by name."""
     spec, coords = case.spec, editor.coords
+    reader = LearnedEditor.from_pretrained("mnist-known-target")
 
-    def steps(rounds: int) -> Way:
+    def steps(rounds: int, by: LearnedEditor = editor) -> Way:
         def run(params: Params, target: Tensor) -> Params:
-            *_, edited = editor.approach(params, spec, target.flatten(2).mT, rounds=rounds)
+            *_, edited = by.approach(params, spec, target.flatten(2).mT, rounds=rounds)
             return edited
 
         return chunked(run)
@@ -109,9 +114,13 @@ def given_the_picture(case: Case, editor: LearnedEditor) -> dict[str, Way]:
         def run(params: Params, target: Tensor) -> Params:
             tangent = Tangent.of(params, spec, coords)
             delta = tangent.solve(target.flatten(2).mT - tangent.outputs, iterations)
-            return tangent_pair(params, split(delta))
+            return tangent_copies(params, split(delta), 2)
 
         return chunked(run)
+
+    def refit(count: int) -> Way:
+        by = LearnedSteps()
+        return lambda params, target: by.refine(params, target, spec, steps=count)
 
     def adam(count: int) -> Way:
         return lambda params, target: (
@@ -119,7 +128,12 @@ def given_the_picture(case: Case, editor: LearnedEditor) -> dict[str, Way]:
         )
 
     return {
-        **{f"{n} learned Gauss-Newton steps": steps(n) for n in (1, 2, 3, 5, 8, 12)},
+        **{f"{n} learned Gauss-Newton steps": steps(n) for n in (1, 2, 3, 5, 8)},
+        **{
+            f"{n} learned Gauss-Newton steps that read the gradient": steps(n, reader)
+            for n in (1, 2, 3, 5, 8)
+        },
+        **{f"learned refit, {n} steps": refit(n) for n in (5, 8)},
         **{f"{n} Gauss-Newton steps without ScaleGMN": plain(n) for n in (1, 2, 3, 4)},
         **{f"pair, {n} iterations": pair(n) for n in (4, 8, 16)},
         **{f"Adam, {n} steps": adam(n) for n in (10, 50, 150)},
@@ -131,15 +145,12 @@ def measure(case: Case, *, edits: tuple[str, ...], refits: tuple[str, ...]) -> l
     rows, count = [], len(case.images)
     for name in edits:
         edit = LearnedEdit(name, case.weights)
-        pair = LearnedEdit(name, case.weights, copies=2)
         target = edit.target(case.images, 1.0)
-        ways: dict[str, Way] = {
-            "do nothing": lambda params, _: params,
-            "learned editor": lambda params, _, edit=edit: edit.apply(params, case.spec, 1.0),
-            "learned editor, two copies": lambda params, _, pair=pair: pair.apply(
-                params, case.spec, 1.0
-            ),
-        }
+        learned = {f"learned editor, k={k}": edit.of(k, False) for k in (1, 2, 8)}
+        learned["learned editor, k=2, midpoints"] = edit.of(2, True)
+        ways: dict[str, Way] = {"do nothing": lambda params, _: params}
+        for way, one in learned.items():
+            ways[way] = lambda params, _, one=one: one.apply(params, case.spec, 1.0)
         rows += [case.row(name, target, way, run, count) for way, run in ways.items()]
         if name in refits:
             known = given_the_picture(case, edit.editor_for(case.spec))

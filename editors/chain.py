@@ -73,8 +73,9 @@ class EditStep(BaseModel):
     `angle` (degrees counter-clockwise), `channel` (red, green or blue) and `box` (left, top, right,
     bottom in fractions of the picture) are for edits that have them. `mask`, a box or the path of
     a grey image, says where the edit is seen. Without `mechanism` the cheapest one is taken.
-    `copies`, 1, 2, 4 or 8 of a network side by side, are for learned edits. `blend` is another edit
-    of the same picture, which takes a share of this one's place.
+    `copies`, 1, 2, 4 or 8 of a network side by side, and `midpoints`, for less noise between the
+    pixels, are for learned edits. `blend` is another edit of the same picture, which takes a share
+    of this one's place.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -88,6 +89,7 @@ class EditStep(BaseModel):
     mechanism: Annotated[str, one_of("mechanism", MECHANISMS)] | None = None
     steps: int | None = Field(default=None, ge=1)
     copies: int | None = None
+    midpoints: bool | None = None
     blend: "BlendedStep | None" = None
 
     @field_validator("angle", "channel", "box")
@@ -118,15 +120,16 @@ class EditStep(BaseModel):
             raise _mistake("steps are those of a refit; add mechanism: refit or learned refit")
         return value
 
-    @field_validator("copies")
+    @field_validator("copies", "midpoints")
     @classmethod
     def _is_learned(cls, value: int | None, info: ValidationInfo) -> int | None:
         edit, mechanism = info.data.get("edit"), info.data.get("mechanism")
         if value is None or edit is None:
             return value
         if edit not in MEANINGS or info.data.get("mask") or mechanism not in (None, LEARNED):
-            raise _mistake(f"copies are those of a learned edit, one of {sorted(MEANINGS)}")
-        if value not in COPIES:
+            able = sorted(MEANINGS)
+            raise _mistake(f"{info.field_name} are those of a learned edit, one of {able}")
+        if info.field_name == "copies" and value not in COPIES:
             raise _mistake(f"copies must be one of {COPIES}, got {value}")
         return value
 
@@ -257,9 +260,10 @@ def _resolve_one(
     if isinstance(meaning, Inpaint):
         meaning, mask = meaning.of(mask), None
     direct = meaning if isinstance(meaning, Edit) and mask is None else None
-    if isinstance(direct, LearnedEdit) and step.copies is not None:
-        direct = direct.of(step.copies)
-    free = step.mechanism is None and step.copies is None
+    special = step.copies is not None or step.midpoints is not None
+    if special and isinstance(direct, LearnedEdit):
+        direct = direct.of(step.copies or direct.copies, step.midpoints or False)
+    free = step.mechanism is None and not special
     if step.mechanism in _STEPS or (free and not _can(direct, spec, image_size)):
         kind = step.mechanism or REFIT
         by = _LEARNED_STEPS if kind == LEARNED_REFIT else optimizer

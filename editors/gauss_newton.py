@@ -85,7 +85,7 @@ class LearnedGaussNewton(nn.Module):
         edges = _edges(graph, params, stages, descent)
         *hidden, change = tangent.movements(direction)
         sizes = torch.stack([_size(wanted), _size(wanted - change)], -1)  # (batch, 2)
-        turns = [_size(spec.w0 * moved, 1) for moved in hidden]
+        turns = [_size(moved, 1, unit=spec.w0) for moved in hidden]
         nodes = self._probe(graph, params, spec, direction)
         invariants = _invariants(graph, sizes, turns)
         return WeightFeatures(graph, nodes, edges, invariants), stages[-1]
@@ -147,9 +147,11 @@ def _groups_in_order(graph: WeightGraph) -> list[str]:
     return [blocks[0].source, *(block.target for block in blocks)]
 
 
-def _size(x: Tensor, axis: int | tuple[int, int] = (1, 2)) -> Tensor:
-    """Logarithm of the root mean square along axes."""
-    return x.square().mean(axis).sqrt().clamp_min(_SMALLEST).log()
+def _size(x: Tensor, axis: int | tuple[int, int] = (1, 2), *, unit: float = 1.0) -> Tensor:
+    """Logarithm of the root mean square along axes, times `unit`."""
+    norm = torch.linalg.vector_norm(x, dim=axis)  # makes no copy of x, which is large
+    count = x.numel() / norm.numel()
+    return (norm * (unit / count**0.5)).clamp_min(_SMALLEST).log()
 
 
 def _rms(x: Tensor) -> Tensor:

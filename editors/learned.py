@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import grid_sample
 
 from scalegmn_opt.inr import SirenSpec, check_parameters, pixel_grid
 from scalegmn_opt.pretrained import restore, save_weights
@@ -119,15 +120,25 @@ class LearnedEditor(nn.Module):
         strengths: Tensor,
         *,
         copies: int = 1,
+        midpoints: bool = False,
     ) -> dict[str, Tensor]:
         """Networks of the same shapes or, for 2, 4 or 8 copies, of as many times the hidden width.
 
-        Several copies follow their tangent exactly: one long solve replaces the rounds.
+        Several copies follow their tangent exactly: one long solve replaces the rounds. With
+        `midpoints`, the corners where four pixels meet are edited, too, toward the bicubic
+        interpolation of the imagined picture: less noise between the pixels, that of the fit
+        included, even at a strength of 0; for twice the time.
         """
-        tangent = Tangent.of(params, spec, self.coords)
+        coords, tangent = self.coords, Tangent.of(params, spec, self.coords)
         targets = self._imagine(tangent, strengths)
+        if midpoints:
+            coords = torch.cat([coords, self._corners()])
+            targets = torch.cat([targets, self._at_corners(targets)], 1)
+            tangent = Tangent.of(params, spec, coords)
         if copies == 1:
-            *_, edited = self.approach(params, spec, targets, rounds=self.rounds, start=tangent)
+            *_, edited = self.approach(
+                params, spec, targets, rounds=self.rounds, start=tangent, coords=coords
+            )
             return edited
         delta = tangent.solve(targets - tangent.outputs, _ITERATIONS)
         return tangent_copies(params, split(delta), copies)
@@ -140,6 +151,17 @@ class LearnedEditor(nn.Module):
         pictures = tangent.outputs.mT.unflatten(2, (self.size, self.size))
         return tangent.outputs + self.picture(pictures, strengths).flatten(2).mT
 
+    def _corners(self) -> Tensor:
+        """Inner corners of the pixels, (points, 2)."""
+        inner = torch.arange(1, self.size).to(self.coords) * (2 / self.size) - 1
+        return torch.cartesian_prod(inner, inner).flip(1)
+
+    def _at_corners(self, targets: Tensor) -> Tensor:
+        pictures = targets.mT.unflatten(2, (self.size, self.size))
+        grid = self._corners().expand(len(targets), 1, -1, -1)
+        options = {"mode": "bicubic", "padding_mode": "border", "align_corners": False}
+        return grid_sample(pictures, grid.to(pictures), **options)[:, :, 0].mT
+
     def approach(
         self,
         params: Mapping[str, Tensor],
@@ -148,15 +170,17 @@ class LearnedEditor(nn.Module):
         *,
         rounds: int,
         start: Tangent | None = None,
+        coords: Tensor | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """The networks after each step toward targets (batch, points, out_features).
 
         Steps are differentiated each by itself: what one begins with is constant. `start` is the
-        tangent at `params`, if it is known already.
+        tangent at `params`, if it is known already; `coords` are other points than the pixels.
         """
+        coords = self.coords if coords is None else coords
         for _ in range(rounds):
             params = {name: value.detach() for name, value in params.items()}
-            tangent = start or Tangent.of(params, spec, self.coords)
+            tangent = start or Tangent.of(params, spec, coords)
             params, start = self.step(params, spec, tangent, targets), None
             yield params
 
@@ -170,6 +194,7 @@ class LearnedEdit(Edit):
             trained for their architecture.
         copies: 1 keeps the architecture; 2, 4 or 8 multiply the hidden width and come much closer,
             the more of them, the less sensitive to rounding of the weights.
+        midpoints: whether points between the pixels are edited, too, see :class:`LearnedEditor`.
 
     Raises:
         ValueError: an unknown name, no weights, or another number of copies.
@@ -177,19 +202,26 @@ class LearnedEdit(Edit):
 
     mechanism = "learned"
 
-    def __init__(self, name: str, *weights: str | os.PathLike[str], copies: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        *weights: str | os.PathLike[str],
+        copies: int = 1,
+        midpoints: bool = False,
+    ) -> None:
         if name not in MEANINGS:
             raise ValueError(f"name must be one of {sorted(MEANINGS)}, got {name!r}")
         if not weights:
             raise ValueError("weights must be at least one name or path, got none")
         if copies not in COPIES:
             raise ValueError(f"copies must be one of {COPIES}, got {copies}")
-        self.name, self.copies, self._weights = name, copies, weights
+        self.name, self.copies, self.midpoints = name, copies, midpoints
+        self._weights = weights
         self._target, self.unit = MEANINGS[name]
 
-    def of(self, copies: int) -> "LearnedEdit":
-        """The same edit with another number of copies."""
-        return LearnedEdit(self.name, *self._weights, copies=copies)
+    def of(self, copies: int, midpoints: bool) -> "LearnedEdit":
+        """The same edit with another number of copies, and with midpoints or without."""
+        return LearnedEdit(self.name, *self._weights, copies=copies, midpoints=midpoints)
 
     @cached_property
     def editors(self) -> tuple[LearnedEditor, ...]:
@@ -254,7 +286,8 @@ class LearnedEdit(Edit):
                 some = {name: value[start : start + _CHUNK] for name, value in params.items()}
                 given = first.new_full((len(next(iter(some.values()))),), strength)
                 strengths = one_hot(list(editor.edits), self.name, given)
-                pieces.append(editor(some, spec, strengths, copies=self.copies))
+                options = {"copies": self.copies, "midpoints": self.midpoints}
+                pieces.append(editor(some, spec, strengths, **options))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in params}
 
     def _check_strength(self, strength: float, editor: LearnedEditor) -> None:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from scalegmn_opt.inr import INRStore, SirenSpec, joined, psnr_from_mse, refine, render
 
-from .chain import EditRecipe, EditStep, resolve
+from .chain import LEARNED, EditRecipe, EditStep, resolve
 from .edit import Edit, Meaning, widened
+from .learned_steps import LearnedSteps
 from .refit import Refit
 from .scores import SAMPLE, EditReport, RefitCurve, RefitPoint, Score, StepScore
 from .truth import Truth
@@ -172,9 +173,11 @@ class _Step:
     unfinished: Unfinished | None
 
     def timed(self, before: INRStore) -> _Timed:
-        if not isinstance(self.edit, Refit):
-            # A learned edit loads its weights now.
+        # Weights are loaded now, outside of the time.
+        if self.edit.mechanism == LEARNED:
             self.edit.apply(_first(before.params, 1), before.spec, self.strength)
+        elif isinstance(self.edit, Refit) and isinstance(self.edit.optimizer, LearnedSteps):
+            _ = self.edit.optimizer.step
         if self.unfinished is None:
             return self._apply(before)
         size = max(1, _PART // (before.image_size[0] * before.image_size[1]))

@@ -28,6 +28,7 @@ REACH = {2: 2**0.5 / 64, 4: 0.2, 8: 0.5}
 
 # Weight and bias of each layer as one matrix (batch, out, in + 1).
 Matrices = list[Tensor]
+Room = list[list[Tensor]]  # two tensors like the activations of each hidden layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,31 +61,36 @@ class Tangent:
         for matrix in matrices[:-1]:
             angle = torch.bmm(inputs[-1], spec.w0 * matrix.mT)
             inputs.append(_with_ones(angle.sin()))
-            slopes.append(spec.w0 * angle.cos())
+            slopes.append(angle.cos().mul_(spec.w0))
         weights = tuple(matrix[..., :-1] for matrix in matrices)
         return cls(weights, tuple(inputs), tuple(slopes), inputs[-1] @ matrices[-1].mT)
 
-    def movements(self, delta: Matrices) -> list[Tensor]:
-        """Changes of every layer before its activation, `(batch, points, nodes)`; last is `J δ`."""
-        moved = [self.inputs[0] @ delta[0].mT]
-        for slope, weight, inputs, matrix in zip(
-            self.slopes, self.weights[1:], self.inputs[1:], delta[1:], strict=True
-        ):
-            moved.append(torch.baddbmm(inputs @ matrix.mT, slope * moved[-1], weight.mT))
+    def movements(self, delta: Matrices, room: Room | None = None) -> list[Tensor]:
+        """Changes of every layer before its activation, `(batch, points, nodes)`; last is `J δ`.
+
+        Those of hidden layers lie in `room`, if it is given.
+        """
+        ahead, spare = room or [[None] * len(self.slopes)] * 2
+        moved = [torch.bmm(self.inputs[0], delta[0].mT, out=ahead[0])]
+        for layer, slope in enumerate(self.slopes, 1):
+            turned = torch.mul(slope, moved[-1], out=spare[layer - 1])
+            place = ahead[layer] if layer < len(ahead) else None
+            change = torch.bmm(self.inputs[layer], delta[layer].mT, out=place)
+            moved.append(change.baddbmm_(turned, self.weights[layer].mT))
         return moved
 
-    def change(self, delta: Matrices) -> Tensor:
+    def change(self, delta: Matrices, room: Room | None = None) -> Tensor:
         """`J δ`, `(batch, points, out_features)`."""
-        return self.movements(delta)[-1]
+        return self.movements(delta, room)[-1]
 
-    def pull(self, values: Tensor) -> Matrices:
+    def pull(self, values: Tensor, room: Room | None = None) -> Matrices:
         """`Jᵀ v` of values `(batch, points, out_features)`."""
+        places = [None] * len(self.slopes) if room is None else room[0]
         gradients = [values.mT @ self.inputs[-1]]
-        for slope, weight, inputs in zip(
-            self.slopes[::-1], self.weights[:0:-1], self.inputs[-2::-1], strict=True
-        ):
-            values = (values @ weight) * slope
-            gradients.append(values.mT @ inputs)
+        for layer in reversed(range(len(self.slopes))):
+            values = torch.bmm(values, self.weights[layer + 1], out=places[layer])
+            values = values.mul_(self.slopes[layer])
+            gradients.append(values.mT @ self.inputs[layer])
         return gradients[::-1]
 
     def factors(self) -> list[tuple[Tensor, Tensor]]:
@@ -111,19 +117,22 @@ class Tangent:
         """
         return self.stages(wanted, iterations)[-1]
 
+    @torch.no_grad()
     def stages(self, wanted: Tensor, iterations: int) -> list[Matrices]:
-        """What `solve` reaches after each iteration, at least one."""
+        """What `solve` reaches after each iteration, at least one; without gradients."""
         factors = self.factors()
+        # New memory for every product would take as long as the products.
+        room = [[torch.empty_like(slope) for slope in self.slopes] for _ in range(2)]
         delta = [w.new_zeros(*w.shape[:2], w.shape[2] + 1) for w in self.weights]
         direction, residual, power = delta, wanted, wanted.new_zeros(len(wanted), 1, 1)
         stages = []
         for _ in range(iterations):
-            gradient = self.pull(residual)
+            gradient = self.pull(residual, room)
             natural = [g @ m @ a for m, (g, a) in zip(gradient, factors, strict=True)]
             before, power = power, _inner(gradient, natural)
             keep = _ratio(power, before)
             direction = [n + keep * d for n, d in zip(natural, direction, strict=True)]
-            moved = self.change(direction)
+            moved = self.change(direction, room)
             step = _ratio(power, moved.square().sum((1, 2), keepdim=True))
             delta = [d + step * s for d, s in zip(delta, direction, strict=True)]
             residual = residual - step * moved

@@ -206,6 +206,7 @@ def test_a_mask_image_has_the_pictures_size(tmp_path):
         ({"edit": "invert", "strength": 1.0, "steps": 3}, "add mechanism: refit"),
         ({"edit": "invert", "strength": 1.0, "mechanism": "refit", "steps": 0}, "greater"),
         ({"edit": "blur", "strength": 1.0, "copies": 3}, r"copies must be one of \(1, 2, 4, 8\)"),
+        ({"edit": "rotate", "strength": 1.0, "midpoints": True}, "midpoints are those of a lea"),
         ({"edit": "rotate", "strength": 1.0, "copies": 2}, "those of a learned edit, one of"),
         ({"edit": "blur", "strength": 1.0, "copies": 2, "mask": (0, 0, 1, 1)}, "learned edit"),
         ({"edit": "blur", "strength": 1.0, "copies": 2, "mechanism": "refit"}, "learned edit"),
@@ -243,6 +244,9 @@ def test_copies_of_a_learned_edit():
         same = EditRecipe(name="a", edits=[step.model_copy(update={"copies": None})])
         assert same.with_copies(copies).edits == [step]
     assert resolve(step.model_copy(update={"copies": None}), EDITS, **options).copies == 1
+    for midpoints in (False, True):
+        between = EditStep(edit="dilate", strength=1.0, midpoints=midpoints)
+        assert resolve(between, EDITS, **options).midpoints == midpoints
     with pytest.raises(ValueError, match="spec must be that of an editor"):
         resolve(step, EDITS, spec=SPEC, image_size=(28, 28))
 

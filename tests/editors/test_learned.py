@@ -65,11 +65,12 @@ def asymmetry(function, seed):
     return difference(function(transform.apply(start)), transform.apply(function(start)))
 
 
+@pytest.mark.parametrize("midpoints", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_permutations_and_signs_pass_through(seed):
+def test_permutations_and_signs_pass_through(seed, midpoints):
     double, given = editor().double(), strengths(dtype=torch.float64)
     with torch.no_grad():
-        assert asymmetry(lambda p: double(p, SPEC, given), seed) <= 1e-9
+        assert asymmetry(lambda p: double(p, SPEC, given, midpoints=midpoints), seed) <= 1e-9
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -193,6 +194,28 @@ def test_eight_copies_bear_rounding_of_the_weights_better_than_two():
             moved = evaluate(half, widened(SPEC, half), made.coords) - targets
             errors.append(moved.square().mean())
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_midpoints_come_closer_between_the_pixels(copies):
+    start, given, made = params(), strengths(0.3), editor()
+    pixels, errors = made.coords, {}
+    inner = torch.arange(1, 6) / 3 - 1
+    corners = torch.stack([inner.repeat(5), inner.repeat_interleave(5)], 1)
+    with torch.no_grad():
+        imagined = made.imagine(start, SPEC, given)
+        pictures = imagined.mT.unflatten(2, (6, 6))
+        around = torch.nn.functional.interpolate(pictures, scale_factor=2.0, mode="bicubic")
+        for midpoints in (False, True):
+            edited = made(start, SPEC, given, copies=copies, midpoints=midpoints)
+            wide = widened(SPEC, edited)
+            between = evaluate(edited, wide, corners).mT.unflatten(2, (5, 5))
+            # A corner lies between four points of the finer grid; bicubic, not quite their mean.
+            four = torch.nn.functional.avg_pool2d(around[..., 1:-1, 1:-1], 2)
+            on_pixels = (evaluate(edited, wide, pixels) - imagined).square().mean()
+            errors[midpoints] = (between - four).square().mean(), on_pixels
+    assert errors[True][0] < 0.7 * errors[False][0]
+    assert errors[True][1] >= errors[False][1]  # what it costs
 
 
 def test_only_networks_and_pictures_it_was_trained_for(weights):

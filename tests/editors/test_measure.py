@@ -223,3 +223,20 @@ def test_a_recipe_is_checked_before_there_are_networks(step, match):
     with pytest.raises(ValueError, match=match):
         measure(fitted(pictures()), wrong, PIXELS, images=pictures())
     check_recipe(recipe(("invert", 1.0), ("shift", 0.2)), PIXELS, **options)
+
+
+def test_a_blend_and_a_learned_refit_are_measured():
+    blend = {"edit": "invert", "strength": 0.5, "weight": 0.4}
+    steps = [
+        EditStep(edit="dilate", strength=1.0, mechanism="learned refit", steps=6),
+        EditStep(edit="brightness", strength=0.2, blend=blend),
+    ]
+    report = measure(fitted(pictures()), EditRecipe(name="a", edits=steps), PIXELS, scale=2)
+    refit, mixed = report.as_dict()["edits"]
+    mechanisms = refit["mechanism"], mixed["mechanism"]
+    assert mechanisms == ("learned refit", "closed form + closed form")
+    assert (refit["steps"], mixed["blend"]) == (6, blend)
+    assert report.steps[0].score.share_removed > 0.8
+    assert report.steps[1].mse_alone < 1e-10
+    assert report.steps[1].scaled.share_removed > 0.8
+    assert report.after.spec.hidden == (16, 16)

@@ -52,7 +52,10 @@ def test_recipes_do_what_they_mean(store, name):
     report = measure(store, recipe, {**EDITS, **PIXELS})
     assert report.total.mse_do_nothing > 1e-5
     assert report.total.share_removed > 0.9
-    exact = all(isinstance(EDITS[step.edit], ClosedForm) and not step.mask for step in recipe.edits)
+    exact = all(
+        isinstance(EDITS[step.edit], ClosedForm) and not (step.mask or step.blend)
+        for step in recipe.edits
+    )
     assert (report.total.mse < 1e-9) == exact
 
 
@@ -111,6 +114,7 @@ def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
     [
         ("mnist_morphology_editor", "mnist-morphology"),
         ("colour_patches_editor", "colour-patches"),
+        ("known_target_editor", "mnist-known-target"),
     ],
 )
 def test_recipes_of_editors_made_the_packaged_ones(name, weights):

@@ -44,7 +44,7 @@ def test_a_good_recipe(tmp_path):
             "angel: 90",
             9,
             r"edits\[1\]\.angel: unknown key 'angel'; "
-            r"choose from \['angle', 'box', .*'strength'\]; did you mean 'angle'\?",
+            r"choose from \['angle', 'blend', .*'strength'\]; did you mean 'angle'\?",
             id="typo in a key",
         ),
         pytest.param(
