@@ -25,7 +25,7 @@ _START = 4.0  # the first step before meta-training, of a network of three layer
 _DECAY = 30.0, 3000.0  # it falls as 1 / t between these numbers of steps
 _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
 _LAYERS = 3.0  # and the number of matrices of its network
-_MOST_LAYERS = 20  # no network counts as one of more: none of meta-training has
+_FEWEST_LAYERS, _MOST_LAYERS = 2, 20  # no network counts as one of fewer, or of more
 _KINDS = (0.5, 0.0, 0.0, 0.0, -2.0, -1.2)  # before meta-training, see _kind
 _COHERENCE = (0.3, 0.0)  # likewise, of fast and slow momentum
 _PERIODIC = frozenset({"sine", "cos"})
@@ -280,7 +280,7 @@ def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
     neurons with a periodic activation, to which an aligned step of 1 is a radian; and
     log (layers / 3), where layers are matrices, of all of the network.
     """
-    layers = min(max(1, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
+    layers = min(max(_FEWEST_LAYERS, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
     left = {block.source for block in graph.blocks}
     found = {}
     for block in graph.blocks:

@@ -12,7 +12,7 @@ from optimizers import CLASSES, X, bare, loss_of, make, network, same, states, t
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from scalegmn_opt.optim import LearnedOptimizer, PathSGD, UpdateRule
+from scalegmn_opt.optim import LearnedOptimizer, PathSGD
 
 pytestmark = pytest.mark.parametrize("cls", CLASSES)
 
@@ -330,7 +330,7 @@ def test_unused_parameters(cls):
     if cls is PathSGD:  # its unit counts the weights, used or not
         lr = 0.1 * every / used
     if cls is LearnedOptimizer:  # and this one's the matrices: four, of which three are used
-        lr = 0.1 * (4 / 3) ** -UpdateRule.from_pretrained("general").kinds[-1].item()
+        lr = 0.1 * (4 / 3) ** -make(cls, model).rule.kinds[-1].item()
     before = values(model.unused)
     train(model, make(cls, model, lr=lr, max_change=None), 3)
     train(reference, make(cls, reference, lr=0.1, max_change=None), 3)

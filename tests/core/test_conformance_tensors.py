@@ -69,16 +69,16 @@ def test_gradient_of_another_layout(cls):
 
 
 def test_channels_last_is_kept(cls):
-    model = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
-    reference = nn.Conv2d(2, 3, 3)
+    model = nn.Conv2d(2, 3, 3).double().to(memory_format=torch.channels_last)
+    reference = nn.Conv2d(2, 3, 3).double()
     reference.load_state_dict(model.state_dict())
     for each in (model, reference):
         own = bare(cls, each.parameters())
-        each(torch.ones(1, 2, 5, 5)).square().sum().backward()
+        each(torch.ones(1, 2, 5, 5, dtype=torch.float64)).square().sum().backward()
         own.step()
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
     for p, expected in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(p, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("first", [torch.float32, torch.float64])

@@ -273,14 +273,14 @@ def test_steps_depend_on_the_kind_of_a_block():
     torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-9, atol=1e-9)
 
 
-def test_the_deepest_networks_count_as_one_of_twenty_layers():
-    twenty, thirty = (
-        WeightGraph.from_parameters({str(i): (3, 3) for i in range(n)}) for n in (20, 30)
+@pytest.mark.parametrize(("least", "most"), [(20, 30), (1, 2)])
+def test_the_number_of_layers_counts_within_bounds(least, most):
+    """From two to twenty: a single layer is as one of two, and of thirty as one of twenty."""
+    small, large = (
+        WeightGraph.from_parameters({str(i): (3, 3) for i in range(n)}) for n in (least, most)
     )
-    rule, grads = plain_rule(kinds=[0.0] * 5 + [-1.0]), random_params(thirty, seeded(1))
-    few, many = (
-        run_rules(g, [{n: grads[n] for n in g.parameters}], rule) for g in (twenty, thirty)
-    )
+    rule, grads = plain_rule(kinds=[0.0] * 5 + [-1.0]), random_params(large, seeded(1))
+    few, many = (run_rules(g, [{n: grads[n] for n in g.parameters}], rule) for g in (small, large))
     assert_close({"0": many[0]["0"]}, {"0": few[0]["0"]}, 1e-12)
 
 
