@@ -434,6 +434,10 @@ def test_files_that_are_no_rule(tmp_path):
         UpdateRule.from_pretrained(other)
 
 
-def test_packaged_rule():
-    assert "general" in available()
-    assert isinstance(UpdateRule.from_pretrained("general"), UpdateRule)
+@pytest.mark.parametrize(
+    ("name", "symmetry"), [("general", "scale"), ("permutation", "permutation")]
+)
+def test_packaged_rules(name, symmetry):
+    assert name in available()
+    rule = UpdateRule.from_pretrained(name)
+    assert (rule.config["channels"], rule.config["symmetry"]) == (0, symmetry)
