@@ -3,15 +3,18 @@
 `python benchmarks/rule_settings.py [--families mlp-1 ...] [--weights NAME_OR_FILE ...]`: all
 settings train the same networks, from the same starts on the same batches, side by side, for 500
 steps. What counts is the steps until the training loss, averaged over 50 steps, is what Adam at the
-best of four learning rates ends with. None of the held-out tasks is here.
+best of four learning rates ends with. None of the held-out tasks is here. The file
+`results/general_rule.safetensors` is what `recipes/general_rule.yaml` evolved, before numbers were
+moved by hand.
 """
 
 import argparse
 from math import log
+from pathlib import Path
 from typing import Any
 
 import torch
-from measure import report
+from measure import RESULTS, report
 from torch import Tensor
 from tqdm import tqdm
 
@@ -119,12 +122,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--weights", nargs="*", default=["general"])
-    parser.add_argument("--networks", type=int, default=2)
+    parser.add_argument("--networks", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rules = {", ".join(map(str, setting)): rule_with(*setting) for setting in SETTINGS}
-    for weights in arguments.weights:
-        rules[weights] = UpdateRule.from_pretrained(weights).requires_grad_(False)
+    for weights in [RESULTS / "general_rule.safetensors", *arguments.weights]:
+        rules[Path(weights).name] = UpdateRule.from_pretrained(weights).requires_grad_(False)
     rows = [
         row for name in tqdm(arguments.families) for row in measure(name, rules, arguments.networks)
     ]

@@ -138,7 +138,9 @@ class EditStep(BaseModel):
         """The edit's name, or that of a blend."""
         if self.blend is None:
             return self.edit
-        return f"{self.edit}, {self.blend.weight:g} of {self.blend.edit} {self.blend.strength:g}"
+        return (
+            f"{self.blend.weight:g} of {self.blend.edit} {self.blend.strength:g} over {self.edit}"
+        )
 
     def options(self) -> dict[str, Any]:
         """What is said about the edit itself."""

@@ -15,8 +15,11 @@ from scalegmn_opt.recipe import load_recipe, one_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
+    from scalegmn_opt.editors import EditRecipe
     from scalegmn_opt.graph import WeightGraph
+    from scalegmn_opt.inr import INRStore
     from scalegmn_opt.meta import MetaTrainer
 
 app = typer.Typer(
@@ -234,29 +237,16 @@ def edit(
         EDITS,
         EditRecipe,
         Unfinished,
-        check_recipe,
         check_writable,
         measure,
         write_report,
     )
-    from scalegmn_opt.image_networks import fitted_before, quality, spec_for
-    from scalegmn_opt.inr import INRStore, load_images, load_state_dicts
 
-    loaded, images = load_recipe(recipe, EditRecipe), None
+    loaded = load_recipe(recipe, EditRecipe)
     if copies is not None:
         loaded = loaded.with_copies(copies)
-    if source.is_dir():
-        store = load_state_dicts(source, w0=w0)
-    elif source.suffix == ".safetensors":
-        store = INRStore.load(source)
-    else:
-        images, names = load_images([source])
-        spec, size = spec_for(images, hidden, w0), (images.shape[2], images.shape[3])
-        check_recipe(loaded, EDITS, spec=spec, image_size=size)  # before minutes of fitting
-        check_writable(out)
-        options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
-        store = fitted_before(images, names, out / "fitted.safetensors", **options)
-        typer.echo(f"{source}: {quality(store)}")
+    fitting = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
+    store, images = _networks(source, loaded, out, **fitting)
     check_writable(out)
     unfinished = Unfinished(out / "unfinished", loaded, store)
     options = {"images": images, "scale": scale, "curve": compare, "progress": True}
@@ -273,6 +263,35 @@ def edit(
         f"{report.total.mse_do_nothing:.3g} without the edit, "
         f"{report.cpu_ms_per_inr:.3g} ms for each of {len(store)}"
     )
+
+
+def _networks(
+    source: Path,
+    recipe: "EditRecipe",
+    out: Path,
+    *,
+    hidden: str | None,
+    w0: float,
+    steps: int | None,
+    target_psnr: float,
+) -> "tuple[INRStore, Tensor | None]":
+    """The networks of a store, a folder or an image, which is fitted and given, too."""
+    from scalegmn_opt.editors import EDITS, check_recipe, check_writable
+    from scalegmn_opt.image_networks import fitted_before, quality, spec_for
+    from scalegmn_opt.inr import INRStore, load_images, load_state_dicts
+
+    if source.is_dir():
+        return load_state_dicts(source, w0=w0), None
+    if source.suffix == ".safetensors":
+        return INRStore.load(source), None
+    images, names = load_images([source])
+    spec, size = spec_for(images, hidden, w0), (images.shape[2], images.shape[3])
+    check_recipe(recipe, EDITS, spec=spec, image_size=size)  # before minutes of fitting
+    check_writable(out)
+    options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
+    store = fitted_before(images, names, out / "fitted.safetensors", **options)
+    typer.echo(f"{source}: {quality(store)}")
+    return store, images
 
 
 @app.command()

@@ -275,7 +275,7 @@ def test_a_blend_of_two_edits_is_the_blend_of_their_pictures(weight):
 
 def test_a_blend_says_what_it_is():
     step = {**BLUR, "blend": {"edit": "invert", "strength": 0.5, "weight": 0.25}}
-    assert EditStep(**step).title == "blur, 0.25 of invert 0.5"
+    assert EditStep(**step).title == "0.25 of invert 0.5 over blur"
     assert EditStep(**BLUR).title == "blur"
     found = route(step, {**EDITS, "blur": Doubled()})
     assert (found.name, found.unit) == ("blur, 0.25 of invert", Doubled.unit)
