@@ -15,7 +15,7 @@ from .signals import signals
 Kind = Literal["vectors", "pictures", "coordinates", "text"]
 PATCH = 12  # pixels along a side
 TEXT_WINDOW = 24  # characters
-_PATCHES, _TEXT_STRIDE = 4000, 7
+_PATCHES, _TEXT_STRIDE, _LEAVES = 4000, 7, 400
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,22 @@ def photo_picture(generator: torch.Generator, dims: int) -> Dataset:
     )
 
 
+def leaves_picture(generator: torch.Generator, dims: int) -> Dataset:
+    """Discs of random colours on top of each other, 32 × 32 pixels, by coordinates.
+
+    The "dead leaves" model, which has the edges and the spectrum of natural pictures: radii have a
+    density falling with the third power, here from 1/10 to 1 of half a side (Lee, Mumford and
+    Huang, "Occlusion models for natural images", 2001). Colours are mostly shades of grey.
+    """
+    rows, columns, radius, grey, *colour = torch.rand(7, _LEAVES, generator=generator)
+    radius = (1 + radius * (10.0**2 - 1)).rsqrt()
+    grid = torch.linspace(-1, 1, 32)
+    down, right = grid[:, None, None] - 2.4 * rows + 1.2, grid[:, None] - 2.4 * columns + 1.2
+    top = (down**2 + right**2 < radius**2).int().argmax(2)  # the first disc over a pixel, or of all
+    values = 0.7 * grey[top] + 0.3 * torch.stack(colour)[:, top]
+    return picture(values, name="leaves-picture", generator=generator)
+
+
 @lru_cache(maxsize=2)
 def text(*, late: bool) -> Dataset:
     """Windows of 24 characters of Python's own help texts; the target is each next character.
@@ -261,6 +277,7 @@ SOURCES: dict[str, Source] = {
     "diabetes": Source("vectors", lambda generator, dims: table("diabetes")),
     "digit-picture": Source("coordinates", digit_picture),
     "digits": Source("pictures", lambda generator, dims: digits()),
+    "leaves-picture": Source("coordinates", leaves_picture),
     "moved-digits": Source("pictures", moved_digits),
     "patches": Source("pictures", lambda generator, dims: patches()),
     "photo-picture": Source("coordinates", photo_picture),

@@ -145,7 +145,7 @@ class GaugeMuon(_Control):
 
     At ``lr=1`` a step is 0.3 of the unit of :class:`GaugeAdam`, whose direction vectors take.
     Arguments and errors as there; beside its state, ``n²`` numbers of each matrix whose smaller
-    side ``n`` is 65 to 2048: the whitening that serves for ``n / 64`` steps.
+    side ``n`` is 257 to 2048: the whitening that serves for ``n / 64`` steps.
 
     References:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).

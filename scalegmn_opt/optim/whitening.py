@@ -2,21 +2,25 @@
 
 from math import ceil
 
+import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
 from scalegmn_opt.optim.directions import (
     apply_whitener,
-    rms,
+    is_tall,
+    matrix_shape,
     scaled,
     unit_rms,
     whitened,
     whitener,
 )
 
-EXACT_RANK = 64  # largest smaller side of a matrix whose whitener is computed anew at every step
+EXACT_RANK = 256  # largest smaller side of a matrix whose whitener is computed anew at every step
 LARGEST_RANK = 2048  # largest smaller side of a matrix that is whitened
-_DAMPING = 0.1  # of the mean squared singular value, for a whitener that outlives its momentum
+_PERIOD = 64  # the whitener of a larger one, of smaller side n, serves for n / 64 steps
+_DAMPING = 0.01  # of the mean squared singular value, for a whitener that outlives its momentum
+_LEAST = 0.1  # size of a row that is brought to 1
 
 
 def rank(block: WeightBlock) -> int:
@@ -40,9 +44,10 @@ def whiten(
 ) -> tuple[Tensor, Tensor]:
     """The whitened momentum (batch · folds, out, in, kernel), and the whiteners to keep.
 
-    The whitener of a matrix of smaller side n above 64 serves for ``n / 64`` steps, so that a
-    weight costs about as much as at n = 64, and is renewed at each power of two before the
-    first of these intervals has passed. A direction by an old one is never larger than by a new.
+    The whitener of a matrix of smaller side n above 256 serves for ``n / 64`` steps, so that a
+    weight costs less than at n = 256, and is renewed at each power of two before the first of
+    these intervals has passed. What it makes of later momenta is not orthogonal: it is
+    :func:`equalised`.
 
     Args:
         momentum: in gauge coordinates.
@@ -52,15 +57,21 @@ def whiten(
     if not kept_numbers(block):
         return whitened(momentum, folds=block.folds), kept
     x = unit_rms(momentum, folds=block.folds)
-    period = ceil(rank(block) / EXACT_RANK)
+    period = ceil(rank(block) / _PERIOD)
     if step % period == 0 or (step < period and step & (step - 1) == 0):
         matrix = whitener(x, damping=_DAMPING)
         kept = matrix.reshape(kept.shape)
     side = rank(block)
     direction = apply_whitener(kept.reshape(-1, side, side), x)
-    return shortened(direction, folds=block.folds), kept
+    return equalised(direction), kept
 
 
-def shortened(x: Tensor, *, folds: int) -> Tensor:
-    """``x`` of the caller's own over its root mean square by network, where that is above one."""
-    return scaled(x, rms(x, folds=folds).clamp_min(1.0).reciprocal())
+def equalised(x: Tensor) -> Tensor:
+    """``x`` of the caller's own with rows of root mean square 1, if they had a tenth of it.
+
+    Smaller ones are ten times larger. Rows are along the smaller side of the matrix: those of
+    an orthogonal one are of equal size.
+    """
+    along = (1, 3) if is_tall(x) else (2, 3)
+    size = torch.linalg.vector_norm(x, dim=along, keepdim=True) / max(matrix_shape(x)) ** 0.5
+    return scaled(x, size.clamp_min(_LEAST).reciprocal())

@@ -102,6 +102,18 @@ def test_a_teacher_gives_numbers_of_deviation_one():
     assert data.train_inputs.square().mean() == pytest.approx(1, rel=0.1)
 
 
+def test_leaves_have_areas_of_one_colour_with_edges():
+    data = SOURCES["leaves-picture"].make(seeded(), 0)
+    parts = [data.part(split) for split in SPLITS]
+    coords, pixels = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    order = (coords[:, 0] * 100 + coords[:, 1]).argsort()
+    values = pixels[order].reshape(32, 32, 3)
+    change = (values[1:] - values[:-1]).abs().amax(2)
+    assert 0.5 < (change == 0).float().mean() < 0.95
+    assert change[change > 0].mean() > 0.5  # in deviations
+    assert 30 < len(rows(pixels)) < 400
+
+
 def test_a_picture_is_its_pixels_at_their_coordinates():
     values = torch.arange(6.0).reshape(1, 2, 3)
     data = picture(values, name="ramp", generator=seeded())

@@ -51,7 +51,7 @@ def test_tasks_of_one_sample_differ_in_their_data(suite):
     generator = seeded()
     first, second = suite.sample(generator, 2)
     a, b = (torch.utils._pytree.tree_leaves(t.batch(seeded(1))) for t in (first, second))
-    drawn = {"moved-digits", "teacher", "teacher-regression", "digit-picture"}
+    drawn = {"moved-digits", "teacher", "teacher-regression", "digit-picture", "leaves-picture"}
     plain = isinstance(suite, FamilySuite) and not any(f.augment for f in suite.families)
     fixed = plain and first.dataset.name not in drawn
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) == fixed
