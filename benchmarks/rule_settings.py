@@ -50,17 +50,15 @@ FAMILIES = {
 # First step, exponents of rank and number of layers, log factor of periodic neurons, exponent of
 # the coherence of a block's fast momentum (of its slow one: 0.2 where that is not 0).
 SETTINGS = [
-    (4.0, 0.2, -1.2, -1.5, 0.45),  # where meta-training starts
+    (3.0, 0.5, -1.2, -1.5, 0.45),  # where meta-training starts
+    (2.0, 0.5, -1.2, -1.5, 0.45),
+    (4.5, 0.5, -1.2, -1.5, 0.45),
     (3.0, 0.2, -1.2, -1.5, 0.45),
-    (5.5, 0.2, -1.2, -1.5, 0.45),
-    (4.0, 0.5, -1.2, -1.5, 0.45),
-    (4.0, 0.0, -1.2, -1.5, 0.45),
-    (4.0, 0.2, -0.6, -1.5, 0.45),
-    (4.0, 0.2, 0.0, -1.5, 0.45),
-    (4.0, 0.2, -1.2, 0.0, 0.45),
-    (4.0, 0.2, -1.2, -2.5, 0.45),
-    (4.0, 0.2, -1.2, -1.5, 0.0),
-    (4.0, 0.2, -1.2, -1.5, 0.7),
+    (3.0, 0.5, 0.0, -1.5, 0.45),
+    (3.0, 0.5, -1.2, 0.0, 0.45),
+    (3.0, 0.5, -1.2, -3.0, 0.45),
+    (3.0, 0.5, -1.2, -1.5, 0.0),
+    (3.0, 0.5, -1.2, -1.5, 0.7),
 ]
 
 
@@ -69,7 +67,7 @@ def rule_with(
 ) -> UpdateRule:
     """The plain rule with other numbers than it starts with."""
     rule = UpdateRule(channels=0).requires_grad_(False)
-    rule.schedule[0] = log(first / 4.0)
+    rule.schedule[0] += log(first / 3.0)
     rule.kinds.copy_(torch.tensor([rank, 0.0, 0.0, 0.0, periodic, layers]))
     rule.coherence.copy_(torch.tensor([coherent, 0.2 * (coherent > 0)]))
     return rule

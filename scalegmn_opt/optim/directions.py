@@ -3,16 +3,11 @@
 import torch
 from torch import Tensor
 
-# The first three polynomials ``a x + b x³ + c x⁵`` of Polar Express for singular values down to
-# 1e-3 of the largest (Amsel et al., arXiv 2505.16932). What is above 0.01 of the root of the sum of
-# squares gets to 0.13 to 1.87, smaller ones are multiplied by 134: in training no worse than closer
-# to 1 (docs/meta_training.md), and a half of the cost of Muon's five iterations.
-_POLYNOMIALS = (
-    (8.2872, -23.5959, 17.3004),
-    (4.1071, -2.9478, 0.5448),
-    (3.9487, -2.9089, 0.5518),
-)
-_SAFETY = 1.01  # singular values are divided by this at each iteration
+# Newton-Schulz coefficients of Muon (Jordan et al. 2024). After four iterations singular values
+# above 0.01 of the root of the sum of squares are at 0.68 to 1.21, smaller ones are multiplied by
+# 141: in training as good as five (docs/meta_training.md).
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 4
 
 
 def relative_to_noise(momentum: Tensor, square: Tensor) -> Tensor:
@@ -53,15 +48,14 @@ def unit_rms(x: Tensor, *, folds: int = 1) -> Tensor:
 
 
 def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
-    """Edges (batch · folds, out, in, kernel) whose singular values are about 1, entries O(1).
+    """Edges (batch · folds, out, in, kernel) with all singular values at about one, entries O(1).
 
     The matrix of each fold is (out, in · kernel). In gauge coordinates the map commutes with
     permutations and signs of both groups, and positive scales are not there. A vector is only
     normalised.
 
     References:
-        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); Amsel et
-        al., "The Polar Express", arXiv 2505.16932.
+        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
     x = unit_rms(momentum, folds=folds)
     if min(matrix_shape(x)) == 1:
@@ -72,8 +66,7 @@ def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
 def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     """``P = (x xᵀ)^(-1/2)`` (batch, n, n) on the smaller side of the matrices x (out, in · kernel).
 
-    By the iteration of ``_POLYNOMIALS`` on the Gram matrix, so that the larger side costs two
-    products only.
+    By Newton-Schulz on the Gram matrix, so that the larger side costs two products only.
     ``damping``, a share of the mean squared singular value, is added to each, so that other
     matrices than ``x`` are not amplified without bound either.
     """
@@ -84,15 +77,15 @@ def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     gram = scaled(gram, trace.reciprocal())
     if damping:
         gram = _plus_identity(gram, damping / (1 + damping) / gram.shape[1])
+    a, b, c = _NEWTON_SCHULZ
     total = None
-    for iteration, (first, third, fifth) in enumerate(_POLYNOMIALS, 1):
-        a, b, c = first / _SAFETY, third / _SAFETY**3, fifth / _SAFETY**5
+    for iteration in range(_ITERATIONS):
         step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # and a times the identity
         if total is None:
             total = _plus_identity(step.clone(), a)
         else:
             total = torch.baddbmm(total, step, total, beta=a)
-        if iteration < len(_POLYNOMIALS):
+        if iteration + 1 < _ITERATIONS:
             gram = torch.baddbmm(gram, step, gram, beta=a)
             gram = torch.baddbmm(gram, gram, step, beta=a)
     return scaled(total, trace.rsqrt())

@@ -21,12 +21,13 @@ from scalegmn_opt.symmetry import gauged, only_permuted
 SymmetryName = Literal["scale", "permutation"]
 
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
-_START = 4.0  # the first step before meta-training, of a network of three layers
+_START = 4.0  # the first step of the plain schedule, of a network of three layers
 _DECAY = 100.0, 3000.0  # it falls as 1 / t between these numbers of steps
+_SCHEDULE = (-2.8, 2.5, 0.0, 0.0, 0.0, 0.0, 0.0)  # before meta-training: a warm-up to 3
 _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
 _LAYERS = 3.0  # and the number of matrices of its network
 _FEWEST_LAYERS, _MOST_LAYERS = 2, 20  # no network counts as one of fewer, or of more
-_KINDS = (0.2, 0.0, 0.0, 0.0, -1.5, -1.2)  # before meta-training, see _kinds
+_KINDS = (0.5, 0.0, 0.0, 0.0, -1.5, -1.2)  # before meta-training, see _kinds
 _COHERENCE = (0.45, 0.2)  # likewise, of fast and slow momentum
 _PERIODIC = frozenset({"sine", "cos"})
 _MAX_LOG_STEP = 3.0
@@ -54,8 +55,10 @@ class UpdateRule(Rule):
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
     pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``4 (n / 64)^0.2 (layers / 3)^(-1.2) r^0.45 s^0.2 / (1 + t / 100)`` along the main direction,
-    with the roots ``r`` and ``s`` of the means of squared fast and slow momentum over noise.
+    of ``3 (n / 64)^0.5 (layers / 3)^(-1.2) r^0.45 s^0.2 / (1 + t / 100)`` along the main direction,
+    with the roots ``r`` and ``s`` of the means of squared fast and slow momentum over noise, and
+    a warm-up from a seventh of it, which is half over, in logs, after three steps: a first step
+    that is too large can kill neurons for good.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -104,7 +107,7 @@ class UpdateRule(Rule):
             "symmetry": symmetry,
         }
         self.mixture = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
-        self.schedule = nn.Parameter(torch.zeros(1 + len(_TIME_SCALES)))
+        self.schedule = nn.Parameter(torch.tensor(_SCHEDULE))
         self.kinds = nn.Parameter(torch.tensor(_KINDS))
         self.coherence = nn.Parameter(torch.tensor(_COHERENCE))
         self.terms = (
@@ -264,7 +267,7 @@ class UpdateRule(Rule):
         return edges.by_block((edges.coherence() @ self.coherence).exp())
 
     def _step_length(self, steps: Tensor) -> Tensor:
-        """A learned schedule without a horizon (batch,), ``4 / (1 + t / 100)`` before training."""
+        """A learned schedule (batch,) without a horizon; its plain factor falls as ``1 / t``."""
         start, end = _DECAY
         plain = _START * (1 + steps / end) / (1 + steps / start)
         times = _time(steps)

@@ -191,8 +191,10 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
     graph = trace(module, (torch.ones(1, 3),))
     rule, rms = UpdateRule().double(), 2.5
     power, layers = rule.kinds[0].item(), rule.kinds[-1].item()  # of float32
+    first, warm = rule.schedule[:2].tolist()
+    assert (first, warm) == pytest.approx((-2.8, 2.5))
     shares = dict(zip(("fast", "slow"), rule.coherence.tolist(), strict=True))
-    assert (power, layers, *shares.values()) == pytest.approx((0.2, -1.2, 0.45, 0.2))
+    assert (power, layers, *shares.values()) == pytest.approx((0.5, -1.2, 0.45, 0.2))
     params = random_params(graph, seeded())
     hidden, output = mlp_gauge(params, rms)
     ratio = {
@@ -223,6 +225,7 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
                 ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
                 direction = whitened((ahead * ratio[name])[..., None])[..., 0]
             length = 4 / (1 + step / 100) * (1 + step / 3000) * (2 / 3) ** layers
+            length = length * math.exp(first + warm * step / (step + 3))
             length = (length * coherent).reshape(-1, *[1] * (direction.ndim - 1))
             length = length if name.endswith("bias") else length * (rank[name] / 64) ** power
             expected = -length * scale[name] * ratio[name] * direction
@@ -378,8 +381,8 @@ def test_whitened_has_singular_values_near_one(shape):
     x = 1e-8 * torch.randn(2, *shape, 1, generator=seeded(), dtype=torch.float64)
     out = whitened(x)
     values = torch.linalg.svdvals(out[..., 0]) / max(shape) ** 0.5
-    assert values.min() > 0.13
-    assert values.max() < 1.88
+    assert values.min() > 0.6
+    assert values.max() < 1.3
     before = torch.linalg.svdvals(x[..., 0])
     assert (before[:, 0] / before[:, -1]).min() > 1.5  # they were not equal at first
     assert 0.5 < unit_size(out) < 1.5
@@ -456,7 +459,7 @@ def test_packaged_rules_are_what_was_evolved_with_some_numbers_moved(name):
     results = Path(__file__).parents[2] / "benchmarks" / "results"
     evolved = UpdateRule.from_pretrained(results / f"{name}_rule.safetensors").state_dict()
     moved = {key: value.clone() for key, value in evolved.items()}
-    moved["schedule"][0] -= 0.2
+    moved["schedule"][:2] += torch.tensor([-1.4, 1.4])
     moved["kinds"][0] += 0.174
     moved["coherence"] -= torch.tensor([0.097, 0.296])
     found = UpdateRule.from_pretrained(name).state_dict()

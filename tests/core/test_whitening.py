@@ -26,29 +26,20 @@ def block_of(*shape):
     return WeightGraph.from_parameters({"w": shape}).blocks[0]
 
 
-# Amsel et al., arXiv 2505.16932: for singular values down to 1e-3 of the largest
-POLAR_EXPRESS = (
-    (8.2872, -23.5959, 17.3004),
-    (4.1071, -2.9478, 0.5448),
-    (3.9487, -2.9089, 0.5518),
-)
-
-
-def polar_express(x):
-    """The iteration on the matrix itself, the reference."""
+def newton_schulz(x, steps=4):
+    """Muon's own iteration on the matrix itself, the reference."""
     x = x / x.norm()
-    for a, b, c in POLAR_EXPRESS:
-        x = x / 1.01
+    for _ in range(steps):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_whitener_is_polar_express_on_the_gram_matrix(shape):
+def test_whitener_is_newton_schulz_on_the_gram_matrix(shape):
     x = torch.randn(1, *shape, 1, generator=seeded(), dtype=torch.float64)
     wide = x[0, :, :, 0] if shape[0] <= shape[1] else x[0, :, :, 0].T
-    expected = polar_express(wide) * max(shape) ** 0.5
+    expected = newton_schulz(wide) * max(shape) ** 0.5
     found = apply_whitener(whitener(x), x)[0, :, :, 0]
     found = found if shape[0] <= shape[1] else found.T
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -59,10 +50,9 @@ def test_singular_values_get_to_what_is_promised():
     values = values / values.norm()
     x = torch.diag(values)[None, :, :, None]
     found = apply_whitener(whitener(x), x)[0, :, :, 0].diagonal() / 200**0.5
-    large = values > 0.01
-    assert 0.13 < found[large].min() < 0.2
-    assert 1.8 < found.max() < 1.88
-    assert float(found[0] / values[0]) == pytest.approx(134, rel=0.05)
+    assert 0.68 < found[values > 0.01].min() < 0.75
+    assert found.max() < 1.21
+    assert float(found[0] / values[0]) == pytest.approx(141, rel=0.01)
 
 
 def test_damping_bounds_what_a_whitener_does_to_other_matrices():
@@ -94,7 +84,7 @@ def test_a_kept_whitener_is_renewed_in_time_and_used_in_between():
         renewed.append(not torch.equal(after, kept))
         if renewed[-1]:
             values = torch.linalg.svdvals(direction[0, :, :, 0]) / block.shape[0] ** 0.5
-            assert 1.0 < values[0] < 2.5
+            assert 0.6 < values[0] < 1.4
         assert 0.9 < rms(direction) <= 1 + 1e-6
         kept = after
     assert [step for step, new in enumerate(renewed, 1) if new] == [1, 2, 4, 5, 10]
