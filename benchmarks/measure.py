@@ -1,5 +1,6 @@
 """What the benchmarks share: CPU seconds, peak memory, a table and a JSON file."""
 
+import ctypes
 import json
 import platform
 import resource
@@ -29,6 +30,13 @@ def cpu_seconds(function: Callable[[], Any], *, repeats: int) -> list[float]:
 def peak_bytes() -> int:
     """Largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_bytes() -> int:
+    """Forget what was the largest resident size so far; returns the present one. Linux only."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
 
 
 def median(values: list[float]) -> float:

@@ -2,7 +2,8 @@
 
 Each optimizer and network runs in a process of its own; times are CPU time on one thread, means
 over steps 2 to 27, in which the whiteners of large matrices are renewed more often than later, and
-over 32 later steps, a whole number of periods of all sizes of 64 times a power of two.
+over 32 later steps, a whole number of periods of all sizes of 64 times a power of two. The memory
+that compiling takes is not counted.
 
     python optimizer_step.py [NETWORK ...]
 
@@ -18,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from measure import RESULTS, cpu_seconds, peak_bytes, report
+from measure import RESULTS, cpu_seconds, peak_bytes, report, reset_peak_bytes
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -27,6 +28,7 @@ from scalegmn_opt import LearnedOptimizer, UpdateRule
 from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 
 STEPS, LATER_STEPS = 26, 32
+COMPILED = "LearnedOptimizer, compiled"
 LATER = 1024  # number of a step by which whiteners are renewed at their period
 
 
@@ -106,6 +108,7 @@ ADAMS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
 }
 OURS: dict[str, Callable[[nn.Module, tuple[Tensor]], Optimizer]] = {
     "LearnedOptimizer": LearnedOptimizer.for_model,
+    COMPILED: partial(LearnedOptimizer.for_model, compile=True),
     "LearnedOptimizer, no graph": lambda model, _: LearnedOptimizer(model.parameters()),
     "LearnedOptimizer, graph network": partial(LearnedOptimizer.for_model, rule=UpdateRule()),
     "GaugeAdam": GaugeAdam.for_model,
@@ -122,15 +125,12 @@ def measure(name: str, network: str) -> dict[str, Any]:
     optimizer = ADAMS[name](model.parameters()) if name in ADAMS else OURS[name](model, (inputs,))
     model(inputs).square().mean().backward()
     count = sum(p.numel() for p in model.parameters())
-    baseline = peak_bytes()
+    if name == COMPILED:
+        optimizer.step()
+    baseline = reset_peak_bytes() - _state_bytes(optimizer)
     seconds = cpu_seconds(optimizer.step, repeats=STEPS)
     later = _later_seconds(optimizer) if name in OURS else seconds
-    state = sum(
-        value.nbytes
-        for entry in optimizer.state.values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor)
-    )
+    state = _state_bytes(optimizer)
     mean = sum(seconds) / len(seconds)
     return {
         "network": network,
@@ -143,6 +143,15 @@ def measure(name: str, network: str) -> dict[str, Any]:
         "peak extra bytes per parameter": (peak_bytes() - baseline) / count,
         "peak MB in all": peak_bytes() / 1e6,
     }
+
+
+def _state_bytes(optimizer: Optimizer) -> int:
+    return sum(
+        value.nbytes
+        for entry in optimizer.state.values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def _later_seconds(optimizer: Optimizer) -> list[float]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.meta.objectives import AIMS, Aim, log_loss
+from scalegmn_opt.meta.objectives import AIMS, REFERENCED, Aim, log_loss
 from scalegmn_opt.meta.task import TaskSuite
 from scalegmn_opt.meta.unroll import Batches, InnerRun, RunOptions, unroll
 from scalegmn_opt.optim.state import Rule, State
@@ -41,17 +41,18 @@ class RuleObjective(nn.Module):
     """What the estimators share: the inner runs of a rule on a suite, and what they are judged by.
 
     A window of a run is judged by the mean over its steps and networks of ``log(loss + 0.02)``,
-    of the loss, or of the log's difference to Adam's curve (``objective``), after each step, on
-    training or validation batches, or both in turns. A window with a number that is not finite
-    counts zero and is logged as skipped. After it, and when a loss is e times what it was at first,
-    which is logged as the share of networks that diverged, the run begins anew.
+    of the loss, of the log's difference to Adam's curve, or of whether it is above Adam's final
+    level (``objective``), after each step, on training or validation batches, or both in turns. A
+    window with a number that is not finite counts zero and is logged as skipped. After it, and when
+    a loss is e times what it was at first, which is logged as the share of networks that diverged,
+    the run begins anew.
 
     Args:
         rule: the rule to train.
         suite: where tasks come from.
         networks: how many tasks of one architecture are stacked in a worker.
         horizon: shortest and longest length of an inner run in steps.
-        objective: ``log``, ``mean`` or ``log-ratio``.
+        objective: ``log``, ``mean``, ``log-ratio`` or ``time-to-target``.
         batches: ``training``, ``validation``, or ``both`` in turns.
 
     Raises:
@@ -80,7 +81,7 @@ class RuleObjective(nn.Module):
             networks,
             horizon,
             batches=batches,
-            referenced=objective == "log-ratio",
+            referenced=objective in REFERENCED,
         )
 
     def new_worker(self, seed: int) -> InnerRun:

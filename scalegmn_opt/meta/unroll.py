@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightGraph, stack_parameters
-from scalegmn_opt.meta.objectives import adam_curve
+from scalegmn_opt.meta.objectives import Reference, adam_curve, last_tenth
 from scalegmn_opt.meta.task import (
     Task,
     TaskSuite,
@@ -129,12 +129,12 @@ class InnerRun:
         """Steps of the next window: ``truncation``, or what is left of the run."""
         return min(truncation, self.remaining)
 
-    def reference_of(self, steps: int) -> Tensor | None:
-        """Adam's losses (steps, networks) at the next ``steps`` steps of the run."""
+    def reference_of(self, steps: int) -> Reference | None:
+        """What Adam does at the next ``steps`` steps of the run, and at its end."""
         if self.reference is None:
             return None
         done = self.length - self.remaining
-        return self.reference[done : done + steps]
+        return Reference(self.reference[done : done + steps], last_tenth(self.reference))
 
     def losses(self, params: Mapping[str, Tensor]) -> Tensor:
         """Losses (networks,) of stacked ``params`` on a new training batch of each task."""

@@ -19,6 +19,7 @@ from scalegmn_opt.optim.checks import (
     check_state,
     number,
 )
+from scalegmn_opt.optim.compiled import CompiledRule
 from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
 from scalegmn_opt.optim.guard import Health, finite, guarded
@@ -27,7 +28,7 @@ from scalegmn_opt.optim.state import Rule, State
 
 _LATER_OPTIONS = {"maximize": False, "differentiable": False, "max_change": None}
 _OWN = (
-    "rule", "input_rms", "record", "_graph", "_traced", "_model_parameters", "_health",
+    "rule", "input_rms", "record", "compile", "_graph", "_traced", "_model_parameters", "_health",
     "_explanation", "_observer",
 )  # fmt: skip
 
@@ -52,8 +53,11 @@ class GraphOptimizer(Optimizer):
         differentiable: bool,
         max_change: float | None,
         gauge: GaugeName = "swept",
+        compile: bool = False,
     ) -> None:
         check_gauge(gauge, model)
+        if compile and differentiable:
+            raise ValueError("compile: expected False with differentiable=True")
         if (model is None) != (example_inputs is None):
             raise ValueError("model and example_inputs: expected both or neither, got one of them")
         self._graph: WeightGraph | None = None
@@ -69,6 +73,8 @@ class GraphOptimizer(Optimizer):
             self._observer = Observer(model) if gauge == "observed" else None
         self.rule = rule.requires_grad_(False)
         self.record = False
+        self.compile = compile
+        self._compiled: CompiledRule | None = None
         self._health = Health()
         self._explanation: Explanation | None = None
         options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
@@ -86,6 +92,7 @@ class GraphOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._compiled = None
         for group in self.param_groups:  # state dicts of versions that did not have these
             for key, value in _LATER_OPTIONS.items():
                 group.setdefault(key, value)
@@ -104,7 +111,7 @@ class GraphOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the weight graph is rebuilt. A group that is refused is not added."""
         super().add_param_group(param_group)
-        self._graph = None
+        self._graph = self._compiled = None
         try:
             self._check_group(self.param_groups[-1])
         except (TypeError, ValueError):
@@ -201,7 +208,11 @@ class GraphOptimizer(Optimizer):
     ) -> tuple[dict[str, Tensor], State]:
         self.rule.overwrites = not torch.is_grad_enabled()
         try:
-            return self.rule(self.graph, params, grads, state)
+            if not self.compile:
+                return self.rule(self.graph, params, grads, state)
+            if self._compiled is None:
+                self._compiled = CompiledRule(self.rule, self.graph)
+            return self._compiled(params, grads, state)
         finally:
             self.rule.overwrites = False
 

@@ -94,9 +94,9 @@ class Rule(nn.Module):
         ahead = torch.lerp(grad, own["fast"], self.decays["fast"])
         counts = [kept_numbers(block) for block in blocks]
         if sum(counts):
-            kept, step = own["whitener"].split(counts, 1), int(own["step"][0])
+            kept = own["whitener"].split(counts, 1)
         else:
-            kept, step = [ahead.new_zeros(len(ahead), 0)] * len(blocks), 0
+            kept = [ahead.new_zeros(len(ahead), 0)] * len(blocks)
         found: list[Tensor | None] = []
         renewed = []
         for block, part, ends in zip(blocks, kept, block_ends(blocks, own), strict=True):
@@ -105,7 +105,7 @@ class Rule(nn.Module):
                 target, source = (block.fold(x, i) for i, x in enumerate(ends))
                 momentum = scaled(block.pack(ahead), -target[:, :, None, None])
                 momentum = scaled(momentum, source.reciprocal()[:, None, :, None])
-                direction, part = whiten(block, momentum, part, step=step)
+                direction, part = whiten(block, momentum, part, step=own["step"])
             found.append(direction)
             renewed.append(part)
         if all(new is old for new, old in zip(renewed, kept, strict=True)):

@@ -40,7 +40,7 @@ def kept_numbers(block: WeightBlock) -> int:
 
 
 def whiten(
-    block: WeightBlock, momentum: Tensor, kept: Tensor, *, step: int
+    block: WeightBlock, momentum: Tensor, kept: Tensor, *, step: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The whitened momentum (batch · folds, out, in, kernel), and the whiteners to keep.
 
@@ -52,18 +52,36 @@ def whiten(
     Args:
         momentum: in gauge coordinates.
         kept: (batch, numbers) from the step before, :func:`kept_numbers` of them.
-        step: number of this step, from 1.
+        step: number of this step (batch,), from 1; the first counts.
     """
     if not kept_numbers(block):
         return whitened(momentum, folds=block.folds), kept
     x = unit_rms(momentum, folds=block.folds)
-    period = ceil(rank(block) / _PERIOD)
-    if step % period == 0 or (step < period and step & (step - 1) == 0):
-        matrix = whitener(x, damping=_DAMPING)
-        kept = matrix.reshape(kept.shape)
+    renew = _renewed_in_program if torch.compiler.is_compiling() else _renewed
+    kept = renew(kept, x, step)
     side = rank(block)
     direction = apply_whitener(kept.reshape(-1, side, side), x)
     return equalised(direction), kept
+
+
+def _renewed(kept: Tensor, x: Tensor, step: Tensor) -> Tensor:
+    """The whiteners (batch, numbers) of the matrices x at this step: new ones, or ``kept``."""
+    number, period = int(step[0]), ceil(min(matrix_shape(x)) / _PERIOD)
+    if number % period == 0 or (number < period and number & (number - 1) == 0):
+        return whitener(x, damping=_DAMPING).reshape(kept.shape)
+    return kept
+
+
+@torch.library.custom_op("scalegmn_opt::renewed_whitener", mutates_args=())
+def _renewed_in_program(kept: Tensor, x: Tensor, step: Tensor) -> Tensor:
+    """:func:`_renewed` for compiled programs, which do not branch on numbers in a tensor."""
+    found = _renewed(kept, x, step)
+    return found.clone() if found is kept else found
+
+
+@_renewed_in_program.register_fake
+def _(kept: Tensor, x: Tensor, step: Tensor) -> Tensor:
+    return torch.empty_like(kept)
 
 
 def equalised(x: Tensor) -> Tensor:

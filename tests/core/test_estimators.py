@@ -14,7 +14,7 @@ from scalegmn_opt.meta import (
 )
 from scalegmn_opt.meta.estimators import RuleObjective
 from scalegmn_opt.meta.evolution import PopulationRun
-from scalegmn_opt.meta.objectives import ADAM_RATES, AIMS, adam_curve
+from scalegmn_opt.meta.objectives import ADAM_RATES, AIMS, Reference, adam_curve
 from scalegmn_opt.meta.task import draw_batches
 from scalegmn_opt.optim.state import Rule
 from scalegmn_opt.tasks.suites import DigitsTinySuite, QuadraticSuite, resolve_suite
@@ -322,13 +322,18 @@ LOSSES = torch.tensor([[1.0, 3.0], [0.5, 0.1]])
 
 
 def test_objectives_by_hand():
-    reference = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+    curve = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+    reference = Reference(curve, (curve[1] + 0.02).log())
     logs = (LOSSES + 0.02).log()
     assert AIMS["log"](LOSSES, None).item() == pytest.approx(logs.mean().item())
     assert AIMS["mean"](LOSSES, None).item() == pytest.approx(1.15)
-    ratio = (logs - (reference + 0.02).log()).mean()
+    ratio = (logs - (curve + 0.02).log()).mean()
     assert AIMS["log-ratio"](LOSSES, reference).item() == pytest.approx(ratio.item())
-    assert AIMS["log-ratio"](reference, reference).item() == 0
+    assert AIMS["log-ratio"](curve, reference).item() == 0
+    # Only the loss of 3 is above Adam's last one of 2, by exp(0.4) and more; 1 is as far below.
+    shares = 1 / (1 + (((2.02 / (LOSSES + 0.02)).log()) / 0.2).exp())
+    assert AIMS["time-to-target"](LOSSES, reference).item() == pytest.approx(shares.mean().item())
+    assert shares.mean().item() == pytest.approx(0.25, abs=0.05)
 
 
 def test_the_reference_is_adam_at_its_best_rate():
@@ -340,16 +345,17 @@ def test_the_reference_is_adam_at_its_best_rate():
         seed=0,
     )
     assert run.reference.shape == (12, 2)
-    assert torch.equal(run.reference_of(5), run.reference[:5])
+    assert torch.equal(run.reference_of(5).curve, run.reference[:5])
     run.remaining = 4
-    assert torch.equal(run.reference_of(4), run.reference[8:])
+    assert torch.equal(run.reference_of(4).curve, run.reference[8:])
     before = {name: p.clone() for name, p in run.params.items()}
     alone = []
     for lr in ADAM_RATES:
         curve = reference_curve(run, lr)
-        alone.append((curve + 0.02).log().mean(0))
+        alone.append((curve[-1] + 0.02).log())
     best = torch.stack(alone).min(0).values
-    torch.testing.assert_close((run.reference + 0.02).log().mean(0), best)
+    torch.testing.assert_close((run.reference[-1] + 0.02).log(), best)
+    torch.testing.assert_close(run.reference_of(4).target, best)
     assert all(torch.equal(before[name], p) for name, p in run.params.items())
 
 
@@ -382,7 +388,7 @@ def test_a_reference_that_diverges_is_not_chosen():
     assert curve.isfinite().all()
 
 
-@pytest.mark.parametrize("objective", ["log", "mean", "log-ratio"])
+@pytest.mark.parametrize("objective", ["log", "mean", "log-ratio", "time-to-target"])
 @pytest.mark.parametrize("batches", ["training", "validation"])
 def test_every_objective_on_every_kind_of_batch_has_a_gradient(objective, batches):
     suite = resolve_suite("tiny")

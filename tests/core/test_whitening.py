@@ -80,7 +80,7 @@ def test_a_kept_whitener_is_renewed_in_time_and_used_in_between():
     renewed = []
     for step in range(1, 11):
         momentum = torch.randn(1, *block.shape, generator=seeded(step))
-        direction, after = whiten(block, momentum, kept, step=step)
+        direction, after = whiten(block, momentum, kept, step=torch.tensor([step]))
         renewed.append(not torch.equal(after, kept))
         if renewed[-1]:
             values = torch.linalg.svdvals(direction[0, :, :, 0]) / block.shape[0] ** 0.5

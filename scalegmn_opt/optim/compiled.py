@@ -1,0 +1,54 @@
+"""A rule on one graph as a compiled program."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.optim.state import Rule, State
+
+Updates = dict[str, Tensor]
+
+
+class CompiledRule:
+    """``(params, grads, state) -> (updates, state)`` of ``rule`` on ``graph``, by torch.compile.
+
+    The first call compiles. What belongs to the rule and the graph is taken as it is then, and
+    looked at no more: checking it would take longer than a step of a small network. Shapes,
+    dtypes and devices of the tensors are checked at each call, and compiled for anew.
+    """
+
+    def __init__(self, rule: Rule, graph: WeightGraph) -> None:
+        def step(params: Updates, grads: Updates, state: State) -> tuple[Updates, State]:
+            return rule(graph, params, grads, state)
+
+        for part in (graph, *graph.groups, *graph.blocks):
+            _work_out(part)
+        self._step = torch.compile(
+            step, fullgraph=True, dynamic=False, options={"guard_filter_fn": _of_tensors}
+        )
+        self._is_new = True
+
+    def __call__(self, params: Updates, grads: Updates, state: State) -> tuple[Updates, State]:
+        if not self._is_new:
+            return self._step(params, grads, state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of its own code, and of caches it skips
+            found = self._step(params, grads, state)
+        self._is_new = False
+        return found
+
+
+def _work_out(part: object) -> None:
+    """All cached properties, which Python 3.11 takes a lock for: compiled programs may not."""
+    for name, kind in vars(type(part)).items():
+        if isinstance(kind, cached_property):
+            getattr(part, name)
+
+
+def _of_tensors(guards: Sequence[Any]) -> list[bool]:
+    return [guard.guard_type == "TENSOR_MATCH" for guard in guards]
