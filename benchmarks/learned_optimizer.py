@@ -1,7 +1,7 @@
 """Rules against tuned optimizers on all held-out tasks, five starts each; hours on one core.
 
-`python benchmarks/learned_optimizer.py mnist.npz [--weights NAME_OR_FILE ...] [--jobs 2]`. Runs are
-kept in `--out`, so that an interrupted benchmark goes on where it was.
+`python benchmarks/learned_optimizer.py mnist.npz [--weights NAME_OR_FILE ...] [--against NAME ...]
+[--jobs 2]`. Runs are kept in `--out`, so that an interrupted benchmark goes on where it was.
 """
 
 import argparse
@@ -22,6 +22,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mnist", type=Path)
     parser.add_argument("--weights", nargs="+", default=[DEFAULT_RULE])
+    parser.add_argument("--against", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--out", type=Path, default=Path("runs/learned_optimizer"))
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
@@ -29,7 +30,7 @@ if __name__ == "__main__":
     learned = [f"{LEARNED}{name}" for name in arguments.weights]
     evaluation = Evaluation(
         list(HELD_OUT),
-        [*learned, *CONTENDERS],
+        [*learned, *arguments.against],
         arguments.out,
         data=arguments.mnist,
         jobs=arguments.jobs,

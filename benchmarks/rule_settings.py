@@ -3,11 +3,12 @@
 `python benchmarks/rule_settings.py [--families mlp-1 ...] [--weights NAME_OR_FILE ...]`: all
 settings train the same networks, from the same starts on the same batches, side by side, for 500
 steps. What counts is the steps until the training loss, averaged over 50 steps, is what Adam at the
-best of four learning rates ends with. None of the held-out tasks is here. The file
-`results/general_rule.safetensors` is what `recipes/general_rule.yaml` evolved.
+best of four learning rates ends with. None of the held-out tasks is here. With `--weights-only` the
+settings are not run again, and their rows stay as they are.
 """
 
 import argparse
+import json
 from math import log
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,19 @@ if __name__ == "__main__":
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--weights", nargs="*", default=["general"])
     parser.add_argument("--networks", type=int, default=1)
+    parser.add_argument("--weights-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rules = {", ".join(map(str, setting)): rule_with(*setting) for setting in SETTINGS}
-    for weights in [RESULTS / "general_rule.safetensors", *arguments.weights]:
+    rules, known = {}, []
+    if arguments.weights_only:
+        known = json.loads((RESULTS / "rule_settings.json").read_text())["rows"]
+    else:
+        rules = {", ".join(map(str, setting)): rule_with(*setting) for setting in SETTINGS}
+    for weights in arguments.weights:
         rules[Path(weights).name] = UpdateRule.from_pretrained(weights).requires_grad_(False)
     rows = [
         row for name in tqdm(arguments.families) for row in measure(name, rules, arguments.networks)
     ]
-    report("rule_settings", rows)
+    measured = {(row["family"], row["rule"]) for row in rows}
+    rows += [row for row in known if (row["family"], row["rule"]) not in measured]
+    report("rule_settings", sorted(rows, key=lambda row: list(FAMILIES).index(row["family"])))

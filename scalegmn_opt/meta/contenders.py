@@ -109,6 +109,10 @@ def _gauge_muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> 
     return GaugeMuon.for_model(model, inputs)
 
 
+def _no_graph(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+    return LearnedOptimizer(model.parameters())
+
+
 def _untrained(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
     return LearnedOptimizer.for_model(model, inputs, rule=UpdateRule(channels=0))
 
@@ -154,6 +158,7 @@ CONTENDERS: dict[str, Contender] = {
     "soap": Contender(_soap, _rates(*_RATES), {"lr": 3e-3}),
     "gauge-adam": Contender(_gauge_adam),
     "gauge-muon": Contender(_gauge_muon),
+    "no-graph": Contender(_no_graph),
     "untrained": Contender(_untrained),
 }
 

@@ -1,7 +1,7 @@
 """Estimators of the meta-gradient: modules whose loss is differentiable in the meta-parameters."""
 
 import os
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,16 @@ class Objective(Protocol):
         """Write the trained weights."""
 
 
+class Shared(TypedDict, total=False):
+    """Options of all estimators, see :class:`RuleObjective`."""
+
+    networks: int
+    horizon: tuple[int, int]
+    objective: Aim
+    batches: Batches
+    graph: bool
+
+
 class RuleObjective(nn.Module):
     """What the estimators share: the inner runs of a rule on a suite, and what they are judged by.
 
@@ -54,6 +64,7 @@ class RuleObjective(nn.Module):
         horizon: shortest and longest length of an inner run in steps.
         objective: ``log``, ``mean``, ``log-ratio`` or ``time-to-target``.
         batches: ``training``, ``validation``, or ``both`` in turns.
+        graph: False for a rule that is to be used without a model: it sees no graph.
 
     Raises:
         ValueError: for another ``objective`` or other ``batches``.
@@ -68,6 +79,7 @@ class RuleObjective(nn.Module):
         horizon: tuple[int, int] = (50, 500),
         objective: Aim = "log",
         batches: Batches = "training",
+        graph: bool = True,
     ) -> None:
         super().__init__()
         for name, got, choices in (
@@ -82,6 +94,7 @@ class RuleObjective(nn.Module):
             horizon,
             batches=batches,
             referenced=objective in REFERENCED,
+            graph=graph,
         )
 
     def new_worker(self, seed: int) -> InnerRun:
@@ -117,15 +130,10 @@ class TruncatedBackprop(RuleObjective):
         rule: Rule,
         suite: TaskSuite,
         *,
-        networks: int = 8,
         truncation: int = 20,
-        horizon: tuple[int, int] = (50, 500),
-        objective: Aim = "log",
-        batches: Batches = "training",
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            rule, suite, networks=networks, horizon=horizon, objective=objective, batches=batches
-        )
+        super().__init__(rule, suite, **shared)
         self.truncation = checked_truncation(truncation)
 
     def forward(self, worker: InnerRun) -> tuple[Tensor, dict[str, float]]:

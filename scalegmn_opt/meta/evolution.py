@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -11,13 +11,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from scalegmn_opt.graph import WeightGraph
-from scalegmn_opt.meta.estimators import (
-    Batches,
-    RuleObjective,
-    checked_truncation,
-    health,
-)
-from scalegmn_opt.meta.objectives import Aim
+from scalegmn_opt.meta.estimators import RuleObjective, Shared, checked_truncation, health
 from scalegmn_opt.meta.task import TaskSuite, stacked_losses
 from scalegmn_opt.meta.unroll import InnerRun, Params, RunOptions, Step, unroll
 from scalegmn_opt.optim.state import Rule, State
@@ -89,16 +83,11 @@ class EvolutionStrategies(RuleObjective):
         rule: Rule,
         suite: TaskSuite,
         *,
-        networks: int = 8,
-        horizon: tuple[int, int] = (50, 500),
-        objective: Aim = "log",
-        batches: Batches = "training",
         sigma: float = 0.01,
         pairs: int = 1,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            rule, suite, networks=networks, horizon=horizon, objective=objective, batches=batches
-        )
+        super().__init__(rule, suite, **shared)
         if pairs < 1:
             raise ValueError(f"pairs: expected at least 1, got {pairs}")
         self.sigma, self.pairs = _checked_sigma(sigma), pairs
@@ -138,11 +127,12 @@ class EvolutionStrategies(RuleObjective):
         pull = sum(
             (torch.tensordot(slopes, drift[name], 1) / self.pairs * (p - p.detach())).sum()
             for name, p in self.rule.named_parameters()
+            if p.requires_grad
         )
         return self.anchored((high + low)[valid].mean() / 2 + pull), log
 
     def _weights(self) -> Params:
-        return {name: p.detach() for name, p in self.rule.named_parameters()}
+        return {name: p.detach() for name, p in self.rule.named_parameters() if p.requires_grad}
 
     def _noise(self, p: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(self.pairs, *p.shape, generator=generator, dtype=p.dtype)
@@ -177,24 +167,12 @@ class PersistentES(EvolutionStrategies):
         rule: Rule,
         suite: TaskSuite,
         *,
-        networks: int = 8,
         truncation: int = 20,
-        horizon: tuple[int, int] = (50, 500),
-        objective: Aim = "log",
-        batches: Batches = "training",
         sigma: float = 0.01,
         pairs: int = 1,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            rule,
-            suite,
-            networks=networks,
-            horizon=horizon,
-            objective=objective,
-            batches=batches,
-            sigma=sigma,
-            pairs=pairs,
-        )
+        super().__init__(rule, suite, sigma=sigma, pairs=pairs, **shared)
         self.truncation = checked_truncation(truncation)
 
     def forward(self, worker: PopulationRun) -> tuple[Tensor, dict[str, float]]:

@@ -33,12 +33,14 @@ class RunOptions:
         horizon: shortest and longest length of a run in steps, drawn log-uniformly.
         batches: measure each step on training or validation batches, or on both in turns.
         referenced: find Adam's losses on the tasks, too, at the start of a run.
+        graph: let the rule see the networks' graphs; without, each parameter is a block by itself.
     """
 
     networks: int
     horizon: tuple[int, int]
     batches: Batches = "training"
     referenced: bool = False
+    graph: bool = True
 
     def __post_init__(self) -> None:
         if self.networks < 1:
@@ -81,8 +83,7 @@ class InnerRun:
         self.tasks: Sequence[Task] = self._sample()
         self.params = stack_parameters([task.init(self.generator) for task in self.tasks])
         rms = torch.tensor([task.input_rms for task in self.tasks])
-        graph = self.tasks[0].graph
-        self.state: State = self._rule.init(graph, self.params, input_rms=rms)
+        self.state: State = self._rule.init(self.graph, self.params, input_rms=rms)
         shortest, longest = self.options.horizon
         uniform = float(torch.rand((), generator=self.generator, dtype=torch.float64))
         self.length = round(exp(log(shortest) + uniform * log(longest / shortest)))
@@ -116,8 +117,12 @@ class InnerRun:
 
     @property
     def graph(self) -> WeightGraph:
-        """The graph of all networks of the run."""
-        return self.tasks[0].graph
+        """The graph of all networks of the run, as the rule sees it."""
+        graph = self.tasks[0].graph
+        if self.options.graph:
+            return graph
+        shapes = {name: blocks[0].parameter_shape for name, blocks in graph.parameters.items()}
+        return WeightGraph.from_parameters(shapes)
 
     def on_validation(self, number: int) -> bool:
         """Whether step ``number`` of a window is measured on validation batches."""

@@ -18,20 +18,23 @@ _LEAST = 1e-4  # mean of squared signal over noise
 
 @dataclass(frozen=True)
 class Edges:
-    """Weights (batch · folds, out, in, kernel) of a block, or of biases one below the other.
+    """Weights (batch · folds, out, in, kernel) of a block, of congruent ones, or of biases.
+
+    Congruent blocks are stacked along the batch axis, biases lie one below the other.
 
     Attributes:
-        blocks: one block, or several biases.
+        blocks: all of them.
         weight, fast, slow, square: parameters and averages of gradients.
         main: whitened momentum where the block is a matrix, None elsewhere.
         fast_gain, slow_gain, length, scale: (batch · folds, out or 1, 1, 1), see below.
         target, source: the gauge at the ends, (batch · folds, out, 1, 1) and (..., 1, in, 1).
+        index: of biases, (out,), the number of each neuron's block.
 
     The gains correct averages and noise for their start at zero; ``scale`` is the relative size of
     a step, by which weights get entries O(1), and ``length`` the step's.
     """
 
-    blocks: tuple[WeightBlock, ...]
+    blocks: Sequence[WeightBlock]
     weight: Tensor
     fast: Tensor
     slow: Tensor
@@ -43,6 +46,7 @@ class Edges:
     scale: Tensor
     target: Tensor
     source: Tensor
+    index: Tensor | None = None
 
     def chunks(self) -> Iterator[slice]:
         """Ranges of rows, of a bounded number of weights; one when compiled, which needs none."""
@@ -53,26 +57,31 @@ class Edges:
 
     def sizes(self, x: Tensor) -> Tensor:
         """Root mean squares (batch · folds, out or 1, 1, 1) over each block's part of ``x``."""
-        if len(self.blocks) == 1:
+        if self.index is None:
             return rms(x, folds=self.blocks[0].folds)
-        parts = [rms(part).flatten(1) for _, part in self.split(x)]
-        return self.by_block(torch.cat(parts, 1))
+        counts = x.new_tensor([block.shape[0] for block in self.blocks])
+        return self.by_block((self._sums(x.square().flatten(2)).squeeze(2) / counts).sqrt())
+
+    def _sums(self, rows: Tensor) -> Tensor:
+        """Sums (batch, blocks, channels) of rows (batch, out, channels) of each block."""
+        empty = rows.new_zeros(len(rows), len(self.blocks), rows.shape[2])
+        return empty.index_add(1, self.index, rows)
 
     def by_block(self, values: Tensor) -> Tensor:
         """Numbers (batch, blocks) for the weights of each block (batch · folds, out or 1, 1, 1)."""
-        if len(self.blocks) > 1:
-            counts = torch.tensor([block.shape[0] for block in self.blocks], device=values.device)
-            values = values.repeat_interleave(counts, 1, output_size=self.weight.shape[1])
+        if self.index is not None:
+            values = values[:, self.index]
         elif self.blocks[0].folds > 1:
             values = values.repeat_interleave(self.blocks[0].folds, 0)
         return values[:, :, None, None]
 
-    def split(self, nodes: Tensor) -> list[tuple[WeightBlock, Tensor]]:
-        """Each block with its part of values (batch · folds, out, ...) of the targets."""
-        if len(self.blocks) == 1:
-            return [(self.blocks[0], nodes)]
-        sizes = [block.shape[0] for block in self.blocks]
-        return list(zip(self.blocks, nodes.split(sizes, 1), strict=True))
+    def by_name(self, values: Tensor) -> dict[str, Tensor]:
+        """The part of each block in values (batch · folds, out, ...)."""
+        if self.index is None:
+            parts = values.chunk(len(self.blocks))
+        else:
+            parts = values.split([block.shape[0] for block in self.blocks], 1)
+        return {block.name: part for block, part in zip(self.blocks, parts, strict=True)}
 
     def directions(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Descent directions with entries O(1), invariant to positive scales."""
@@ -106,11 +115,11 @@ class Edges:
         """
         chunks = [self._coherence(rows) for rows in self.chunks()]
         rows = chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
-        parts = [
-            part.reshape(-1, block.folds * part.shape[1], 3).sum(1)
-            for block, part in self.split(rows)
-        ]
-        signal, seen = torch.stack(parts, 1).split([2, 1], 2)
+        if self.index is None:
+            rows = rows.reshape(-1, 1, self.blocks[0].folds * rows.shape[1], 3).sum(2)
+        else:
+            rows = self._sums(rows)
+        signal, seen = rows.split([2, 1], 2)
         mean = torch.where(seen > 0, signal / seen.clamp_min(1), 1.0)
         return mean.clamp_min(_LEAST).log() / 2
 
@@ -172,23 +181,6 @@ def invariants(directions: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         (weights, main),
     )
     return torch.stack([x * y for x, y in pairs], 1).clamp(-_LIMIT, _LIMIT)
-
-
-def joined(parts: Sequence[Edges]) -> Edges:
-    """Biases one below the other, so that many small ones cost as little as one."""
-
-    def below(name: str) -> Tensor:
-        values = [getattr(p, name).expand(-1, p.weight.shape[1], -1, -1) for p in parts]
-        return torch.cat(values, 1)
-
-    tensors = ("weight", "fast", "slow", "square", "fast_gain", "slow_gain", "length", "scale")
-    return Edges(
-        blocks=tuple(block for part in parts for block in part.blocks),
-        main=None,
-        target=below("target"),
-        source=parts[0].source,
-        **{name: below(name) for name in tensors},
-    )
 
 
 def _matrices(edges: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ def _biases(graph: WeightGraph, edges: Sequence[Edges], like: Tensor) -> Nodes:
             every = slice(0, part.weight.shape[1])
             fast, slow, _ = part.directions(every)
             channels = torch.stack([part.weights(every), fast, slow], -1).mean((2, 3))
-            for block, own in part.split(channels):
+            for name, own in part.by_name(channels).items():
+                block = graph.block[name]
                 found[block.target] = found[block.target] + block.unfold(own, 0)
     return found
 
@@ -150,7 +151,8 @@ def _summaries(graph: WeightGraph, edges: Sequence[Edges], like: Tensor) -> list
     found: list[dict[str, list[Tensor]]] = [{n: [] for n in empty} for _ in range(_ENDS)]
     for part in edges:
         targets, sources = part.summaries()
-        for block, own in part.split(targets):
+        for name, own in part.by_name(targets).items():
+            block = graph.block[name]
             found[2 if block.is_vector else 0][block.target].append(block.unfold(own, 0))
         block = part.blocks[0]
         found[1][block.source].append(block.unfold(sources, 1))

@@ -12,6 +12,7 @@ from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.rule import UpdateRule
 
 DEFAULT_RULE = "general"
+DEFAULT_RULE_WITHOUT_MODEL = "no-graph"
 
 
 class LearnedOptimizer(GraphOptimizer):
@@ -31,7 +32,8 @@ class LearnedOptimizer(GraphOptimizer):
             ``weight_decay``.
         model: the module that the parameters belong to; it is traced, not kept.
         example_inputs: positional arguments of one forward call of ``model``.
-        rule: an :class:`UpdateRule`, the name of packaged weights, or a path to some.
+        rule: an :class:`UpdateRule`, the name of packaged weights, or a path to some; None:
+            ``"general"`` with a model, ``"no-graph"`` without.
         lr: multiplier of the rule's own step; 1.0 is the step it was trained with. At 1.0 an
             aligned step of an untrained rule changes a pre-activation by about its initial size.
         weight_decay: share of each parameter removed per step at ``lr=1``.
@@ -70,7 +72,7 @@ class LearnedOptimizer(GraphOptimizer):
         *,
         model: nn.Module | None = None,
         example_inputs: Sequence[Any] | None = None,
-        rule: UpdateRule | str | os.PathLike[str] = DEFAULT_RULE,
+        rule: UpdateRule | str | os.PathLike[str] | None = None,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
@@ -79,6 +81,8 @@ class LearnedOptimizer(GraphOptimizer):
         gauge: GaugeName = "swept",
         compile: bool = False,
     ) -> None:
+        if rule is None:
+            rule = DEFAULT_RULE_WITHOUT_MODEL if model is None else DEFAULT_RULE
         own = deepcopy(rule) if isinstance(rule, UpdateRule) else UpdateRule.from_pretrained(rule)
         if gauge == "observed" and own.symmetry == "permutation":
             raise ValueError('gauge: expected "swept" for a rule of permutations only')

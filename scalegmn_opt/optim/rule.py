@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.graph import Role, WeightBlock, WeightGraph, pack, unpack
-from scalegmn_opt.optim.edges import Edges, joined
-from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
+from scalegmn_opt.optim.edges import Edges
+from scalegmn_opt.optim.state import Rule, State, block_ends
 from scalegmn_opt.optim.terms import Ends, WeightTerms
+from scalegmn_opt.optim.together import Given, below, given_back, joint, together
 from scalegmn_opt.optim.whitening import is_whitened, rank
 from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import gauged, only_permuted
@@ -144,8 +145,8 @@ class UpdateRule(Rule):
             params, grads: (batch, *shape) by name.
             state: from :meth:`init` or the previous step.
         """
-        weights, renewed = pack(graph, params), {}
-        edges: Iterable[Edges] = self._edges(graph, weights, grads, state, renewed)
+        given, renewed = Given(graph, pack(graph, params), grads, state), {}
+        edges: Iterable[Edges] = self._edges(given, renewed)
         read: Iterable[Ends | None] = repeat(None)
         if self.terms:
             edges = list(edges)
@@ -169,83 +170,126 @@ class UpdateRule(Rule):
         targets, sources = ({n: torch.ones_like(s) for n, s in end.items()} for end in ends)
         return targets, sources
 
-    def _edges(
-        self,
-        graph: WeightGraph,
-        weights: Mapping[str, Tensor],
-        grads: Mapping[str, Tensor],
-        state: State,
-        renewed: State,
-    ) -> Iterator[Edges]:
-        """What is read of each block, with biases last and as one; fills the next state."""
-        gains = self._gains({name: own["step"] + 1 for name, own in state.items()})
-        known = _kinds(graph)
-        factors = (self.kinds.new_tensor(list(known.values())) @ self.kinds).exp().unbind()
-        kinds = dict(zip(known, factors, strict=True))
-        biases: list[Edges] = []
-        for name, blocks in graph.parameters.items():
-            parts, renewed[name] = self._parts(
-                graph, blocks, weights, grads[name], state[name], gains[name], kinds
-            )
-            if _is_plain_bias(blocks[0]):
-                biases += parts
-            else:
-                yield from _given_away(parts)
+    def _edges(self, given: Given, renewed: State) -> Iterator[Edges]:
+        """What is read of the blocks, biases last and as one; fills the next state."""
+        stacks, biases = together(given.graph, alone=self.terms is not None)
+        every = [*stacks, biases] if biases else stacks
+        gains = self._gains([joint(given.states(names, "step")) + 1 for names in every])
+        factors = self._kind_factors(given.graph)
+        for names, own in zip(stacks, gains, strict=False):
+            parts = self._parts(given, names, own, factors, renewed)
+            yield from _given_away(parts)
             del parts
         if biases:
-            yield joined(biases)
+            yield self._biases(given, biases, gains[-1], factors, renewed)
+
+    def _kind_factors(self, graph: WeightGraph) -> dict[str, Tensor]:
+        """What the kind of a block multiplies its steps by, ()."""
+        kinds = _kinds(graph)
+        factors = (self.kinds.new_tensor(list(kinds.values())) @ self.kinds).exp()
+        return dict(zip(kinds, factors.unbind(), strict=True))
 
     def _parts(
         self,
-        graph: WeightGraph,
-        blocks: Sequence[WeightBlock],
-        weights: Mapping[str, Tensor],
-        grad: Tensor,
-        own: dict[str, Tensor],
+        given: Given,
+        names: Sequence[str],
         gains: dict[str, Tensor],
-        kinds: Mapping[str, Tensor],
-    ) -> tuple[list[Edges], dict[str, Tensor]]:
+        factors: Mapping[str, Tensor],
+        renewed: State,
+    ) -> list[Edges]:
+        """The blocks of congruent parameters, which are stacked along the batch axis."""
+        blocks = given.graph.parameters[names[0]]
+        own = {key: joint(given.states(names, key)) for key in given.state[names[0]]}
+        grad = joint([given.grads[n] for n in names])
         mains, own = self.main_directions(blocks, grad, self.advanced(own, grad))
+        if len(names) == 1:
+            renewed[names[0]] = own
+        else:
+            changed = {key: own[key].chunk(len(names)) for key in ("step", *self.decays)}
+            renewed |= given_back(names, given.state, changed, overwrites=self.overwrites)
+        members = zip(*(given.graph.parameters[n] for n in names), strict=True)
         parts = []
-        for block, main, ends in zip(blocks, mains, block_ends(blocks, own), strict=True):
+        for block, stack, main, ends in zip(
+            blocks, members, mains, block_ends(blocks, own), strict=True
+        ):
             like = {key: _each(value, block.folds) for key, value in gains.items()}
-            like["length"] = like["length"] * kinds[block.name]
+            copies = len(like["length"]) // len(stack)
+            factor, scale = (
+                x[:, None].expand(-1, copies).reshape(-1, 1, 1, 1)
+                for x in (_of(factors, stack), given.scales(stack))
+            )
+            like["length"] = like["length"] * factor
             parts.append(
                 Edges(
-                    (block,),
-                    weights[block.name],
+                    stack,
+                    joint([given.weights[b.name] for b in stack]),
                     *(block.pack(own[key]) for key in self.decays),
                     main,
                     **like,
-                    scale=torch.full_like(like["length"], step_scale(graph, block)),
+                    scale=scale,
                     target=block.fold(ends[0], 0)[:, :, None, None],
                     source=block.fold(ends[1], 1)[:, None, :, None],
                 )
             )
-        return parts, own
+        return parts
 
-    def _gains(self, steps: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Factors (batch, 1, 1, 1) of momenta over noise, and lengths of steps, by parameter.
+    def _biases(
+        self,
+        given: Given,
+        names: Sequence[str],
+        gains: dict[str, Tensor],
+        factors: Mapping[str, Tensor],
+        renewed: State,
+    ) -> Edges:
+        """Biases one below the other, so that many small ones cost as little as one."""
+        blocks = [given.graph.parameters[n][0] for n in names]
+        counts = [block.shape[0] for block in blocks]
+        own = {key: below(given.states(names, key)) for key in (*self.decays, "target")}
+        own["step"] = joint(given.states(names, "step"))
+        grad = below([given.grads[n] for n in names])
+        own = self.advanced(own, grad)
+        changed = {key: own[key].split(counts, 1) for key in self.decays}
+        changed["step"] = own["step"].chunk(len(names))
+        renewed |= given_back(names, given.state, changed, overwrites=self.overwrites)
+        index = torch.repeat_interleave(
+            torch.arange(len(names), device=grad.device),
+            torch.tensor(counts, device=grad.device),
+            output_size=sum(counts),
+        )
+        # (biases · batch, 1, 1, 1) by parameter -> (batch, neurons, 1, 1)
+        gains = {key: x.reshape(len(names), -1).mT[:, index] for key, x in gains.items()}
+        gains["length"] = gains["length"] * _of(factors, blocks)[index]
+        weights = below([given.weights[block.name] for block in blocks])
+        return Edges(
+            blocks,
+            *(x[:, :, None, None] for x in (weights, *(own[key] for key in self.decays))),
+            None,
+            **{key: x[:, :, None, None] for key, x in gains.items()},
+            scale=given.scales(blocks)[index].expand_as(grad)[:, :, None, None],
+            target=own["target"][:, :, None, None],
+            source=torch.ones_like(grad[:, :1, None, None]),
+            index=index,
+        )
 
-        Worked out for all parameters at once.
+    def _gains(self, steps: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Factors (batch, 1, 1, 1) of momenta over noise, and lengths of steps, of each of steps.
+
+        Worked out for all at once.
         """
-        joint = torch.cat(list(steps.values()))
+        joint = torch.cat(list(steps))
         noise = (1 - self.decays["square"] ** joint).sqrt()
         gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** joint) for k in ("fast", "slow")}
         gains["length"] = self._step_length(joint)
-        split = (x.reshape(-1, 1, 1, 1).chunk(len(steps)) for x in gains.values())
-        return {
-            name: dict(zip(gains, own, strict=True))
-            for name, *own in zip(steps, *split, strict=True)
-        }
+        sizes = [len(own) for own in steps]
+        split = (x.reshape(-1, 1, 1, 1).split(sizes) for x in gains.values())
+        return [dict(zip(gains, own, strict=True)) for own in zip(*split, strict=True)]
 
     def _update(self, edges: Edges, ends: Ends | None) -> dict[str, Tensor]:
         """The updates of weights by block, worked out by chunks of rows."""
         parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
         step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         del parts
-        update = edges.updates(step, self._lengths(edges, step))
-        return {block.name: own for block, own in edges.split(update)}
+        return edges.by_name(edges.updates(step, self._lengths(edges, step)))
 
     def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
         if self.terms is None or ends is None:
@@ -299,8 +343,8 @@ def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def _is_plain_bias(block: WeightBlock) -> bool:
-    return block.is_vector and block.shape[1:] == (1, 1) and block.folds == 1
+def _of(factors: Mapping[str, Tensor], blocks: Sequence[WeightBlock]) -> Tensor:
+    return torch.stack([factors[block.name] for block in blocks])
 
 
 def _given_away(parts: list[Edges]) -> Iterator[Edges]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scalegmn_opt.graph import WeightGraph
-from scalegmn_opt.optim.edges import Edges, joined
+from scalegmn_opt.optim.edges import Edges
 
 
 def seeded(seed=0):
@@ -23,6 +23,25 @@ def edges_of(shape, *, main=False, seed=0):
     gains = [draw(1, 1, 1) for _ in range(4)]
     ends = draw(block.shape[0], 1, 1), torch.ones(2, 1, block.shape[1], 1, dtype=torch.float64)
     return Edges((block,), *tensors, draw(*block.shape) - 0.5 if main else None, *gains, *ends)
+
+
+def below(parts):
+    """Biases one below the other."""
+    names = ("weight", "fast", "slow", "square", "fast_gain", "slow_gain", "length", "scale")
+    counts = [part.weight.shape[1] for part in parts]
+    tensors = {
+        name: torch.cat(
+            [getattr(p, name).expand(-1, n, -1, -1) for p, n in zip(parts, counts, strict=True)], 1
+        )
+        for name in (*names, "target")
+    }
+    return Edges(
+        blocks=[part.blocks[0] for part in parts],
+        main=None,
+        source=parts[0].source,
+        index=torch.arange(len(parts)).repeat_interleave(torch.tensor(counts)),
+        **tensors,
+    )
 
 
 @pytest.mark.parametrize("main", [False, True])
@@ -55,12 +74,12 @@ def test_coherence_without_any_gradient_is_that_of_equal_ones():
 
 def test_biases_one_below_the_other_are_as_one_by_one():
     parts = [edges_of((n,), seed=n) for n in (3, 1, 6)]
-    together = joined(parts)
+    together = below(parts)
     expected = torch.cat([part.coherence() for part in parts], 1)
     torch.testing.assert_close(together.coherence(), expected)
     sizes = together.sizes(together.weight)
     assert sizes.shape == (2, 10, 1, 1)
-    for part, (_, own) in zip(parts, together.split(sizes), strict=True):
+    for part, own in zip(parts, together.by_name(sizes).values(), strict=True):
         torch.testing.assert_close(own, part.sizes(part.weight).expand_as(own))
     numbers = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     assert together.by_block(numbers)[:, :, 0, 0].tolist() == [

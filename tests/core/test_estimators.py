@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from scalegmn_opt import UpdateRule, WeightGraph
+from scalegmn_opt import LearnedOptimizer, UpdateRule, WeightGraph
 from scalegmn_opt.meta import (
     EvolutionStrategies,
     InnerRun,
@@ -377,6 +377,25 @@ def reference_curve(run, lr):
             [t.loss(m, b).item() for t, m, b in zip(run.tasks, models, batches, strict=True)]
         )
     return torch.tensor(rows)
+
+
+def test_a_rule_without_a_graph_sees_what_an_optimizer_without_a_model_sees():
+    suite = resolve_suite("tiny")
+    run = InnerRun(
+        UpdateRule(channels=0), suite, options=RunOptions(2, (5, 5), graph=False), seed=0
+    )
+    params = {name: torch.nn.Parameter(p[0]) for name, p in run.params.items()}
+    assert run.graph == LearnedOptimizer(params.items()).graph != run.tasks[0].graph
+    objective = TruncatedBackprop(
+        UpdateRule(channels=0), suite, networks=2, truncation=3, horizon=(6, 6), graph=False
+    )
+    worker = objective.new_worker(0)
+    assert all((own["target"] == 1).all() for own in worker.state.values())
+    loss, log = objective(worker)
+    loss.backward()
+    assert log["skipped"] == 0
+    assert objective.rule.schedule.grad.abs().min() > 0
+    assert objective.rule.kinds.grad[2] == 0  # no layer is known to be the last
 
 
 def test_a_reference_that_diverges_is_not_chosen():

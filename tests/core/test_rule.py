@@ -1,7 +1,6 @@
 """UpdateRule: a pure, batched, equivariant function; untrained it is a known optimizer."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -445,24 +444,10 @@ def test_files_that_are_no_rule(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "symmetry"), [("general", "scale"), ("permutation", "permutation")]
+    ("name", "symmetry"),
+    [("general", "scale"), ("permutation", "permutation"), ("no-graph", "scale")],
 )
 def test_packaged_rules(name, symmetry):
     assert name in available()
     rule = UpdateRule.from_pretrained(name)
     assert (rule.config["channels"], rule.config["symmetry"]) == (0, symmetry)
-
-
-@pytest.mark.parametrize("name", ["general", "permutation"])
-def test_packaged_rules_are_what_was_evolved_with_some_numbers_moved(name):
-    """By as much as their cards say; what was evolved is beside the benchmarks."""
-    results = Path(__file__).parents[2] / "benchmarks" / "results"
-    evolved = UpdateRule.from_pretrained(results / f"{name}_rule.safetensors").state_dict()
-    moved = {key: value.clone() for key, value in evolved.items()}
-    moved["schedule"][:2] += torch.tensor([-1.4, 1.4])
-    moved["kinds"][0] += 0.174
-    moved["coherence"] -= torch.tensor([0.097, 0.296])
-    found = UpdateRule.from_pretrained(name).state_dict()
-    assert found.keys() == moved.keys()
-    for key, value in found.items():
-        torch.testing.assert_close(value, moved[key], rtol=0, atol=0.003)

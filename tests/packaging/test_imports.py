@@ -45,7 +45,8 @@ RANKS = {
     "evaluation": 11,
     "image_networks": 11,
     "info": 11,
-    "cli": 12,
+    "cli_images": 12,
+    "cli": 13,
 }
 LAZY = {"matplotlib", "PIL", "sklearn", "torch_geometric", "higher"}
 ON_REQUEST = {"scalegmn_opt/sparse.py"}  # may import them, and nobody imports it

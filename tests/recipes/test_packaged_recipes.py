@@ -1,9 +1,13 @@
 """The recipes that come with the package."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import BaseModel
 
+from scalegmn_opt import UpdateRule
 from scalegmn_opt.editors import (
     EDITS,
     ClosedForm,
@@ -16,7 +20,7 @@ from scalegmn_opt.editors import (
 from scalegmn_opt.editors.learned import MEANINGS
 from scalegmn_opt.editors.training import EditorRecipe
 from scalegmn_opt.inr import SirenSpec, fit_store
-from scalegmn_opt.meta import EvolutionStrategies, PersistentES, TruncatedBackprop
+from scalegmn_opt.meta import EvolutionStrategies, MetaTrainer, PersistentES, TruncatedBackprop
 from scalegmn_opt.meta.recipe import RuleRecipe, RuleSize, TrainerOptions
 from scalegmn_opt.recipe import load_recipe, packaged_recipes
 from scalegmn_opt.tasks import SuiteRecipe, resolve_suite
@@ -73,7 +77,10 @@ def test_dilation_at_full_strength():
     assert load_recipe("dilate", EditRecipe).edits == [EditStep(edit="dilate", strength=1.0)]
 
 
-@pytest.mark.parametrize("name", ["general_rule", "permutation_rule", "demo_rule"])
+RULES = ["general_rule", "permutation_rule", "no_graph_rule", "graph_network_rule", "demo_rule"]
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_recipes_of_rules_make_an_objective(name):
     recipe = load_recipe(name, RuleRecipe)
     objective = recipe.build(resolve_suite(recipe.suite))
@@ -97,6 +104,7 @@ def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
         estimator=estimator,
         objective="mean",
         batches="validation",
+        graph=False,
         networks=3,
         rule=RuleSize(symmetry="permutation"),
         trainer=TrainerOptions(steps=1),
@@ -107,6 +115,55 @@ def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
     assert objective.aim == "mean"
     assert objective.options.batches == "validation"
     assert objective.options.networks == 3
+    assert not objective.options.graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["general_rule", "permutation_rule", "no_graph_rule"])
+def test_logs_of_packaged_rules_begin_as_their_recipes_do(name, tmp_path):
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    logged = json.loads((results / f"{name}.jsonl").read_text().splitlines()[0])
+    recipe = load_recipe(name, RuleRecipe)
+    options = recipe.trainer.model_dump() | {"steps": 1, "seed": recipe.seed, "progress": False}
+    trainer = MetaTrainer(recipe.build(resolve_suite(recipe.suite)), tmp_path, **options)
+    trainer.train()
+    found = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert found["loss"] == pytest.approx(logged["loss"], abs=0.01)
+
+
+def small_rule(**changes):
+    sizes = {"channels": 2, "message_channels": 2, "hidden_channels": 4, "weight_channels": 2}
+    fields = {"kind": "rule", "name": "mine", "suite": "quadratic", "rule": RuleSize(**sizes)}
+    return RuleRecipe(**fields | {"trainer": TrainerOptions(steps=1)} | changes)
+
+
+def test_networks_can_be_trained_from_packaged_numbers():
+    known = UpdateRule.from_pretrained("general").state_dict()
+    for estimator in ("truncated-backprop", "es"):
+        recipe = small_rule(start="general", trained="networks", estimator=estimator)
+        objective = recipe.build(resolve_suite("quadratic"))
+        weights = objective.rule.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in known.items())
+        objective(objective.new_worker(0))[0].backward()
+        moved = {
+            n.split(".")[0] for n, p in objective.rule.named_parameters() if p.grad is not None
+        }
+        assert moved == {"terms"}
+
+
+def test_start_and_trained_that_cannot_be(tmp_path):
+    suite = resolve_suite("quadratic")
+    with pytest.raises(ValueError, match=r"start: expected weights of .*'scale'.*'permutation'"):
+        small_rule(start="permutation").build(suite)
+    other = small_rule().build(suite)
+    other.save(tmp_path / "rule.safetensors")
+    again = small_rule(start=str(tmp_path / "rule.safetensors"), seed=1).build(suite)
+    for p, q in zip(again.rule.parameters(), other.rule.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(ValueError, match=r"start: expected weights of .*'channels': 16"):
+        small_rule(start=str(tmp_path / "rule.safetensors"), rule=RuleSize()).build(suite)
+    with pytest.raises(ValueError, match='trained: expected "all" for a rule of channels 0'):
+        small_rule(rule=RuleSize(channels=0), trained="networks").build(suite)
 
 
 @pytest.mark.parametrize(
