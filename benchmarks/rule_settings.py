@@ -71,6 +71,7 @@ def rule_with(
     rule.schedule[0] += log(first / 3.0)
     rule.kinds.copy_(torch.tensor([rank, 0.0, 0.0, 0.0, periodic, layers]))
     rule.coherence.copy_(torch.tensor([coherent, 0.2 * (coherent > 0)]))
+    rule.shallow.zero_()
     return rule
 
 

@@ -29,7 +29,8 @@ _RANK = 64.0  # smaller side of a matrix at which its step is what the schedule 
 _LAYERS = 3.0  # and the number of matrices of its network
 _FEWEST_LAYERS, _MOST_LAYERS = 2, 60  # no network counts as one of fewer, or of more
 _KINDS = (0.5, 0.0, 0.0, 0.0, -1.5, -1.2)  # before meta-training, see _kinds
-_COHERENCE = (0.45, 0.2)  # likewise, of fast and slow momentum
+_COHERENCE = (0.45, 0.2)  # likewise, of fast and slow momentum, for three layers
+_SHALLOW = (-0.5, -0.2)  # likewise, times 3 / layers - 1: what few layers add to them
 _PERIODIC = frozenset({"sine", "cos"})
 _MAX_LOG_STEP = 3.0
 
@@ -48,7 +49,8 @@ class UpdateRule(Rule):
 
     ``step`` is that of a schedule in time, times ``exp`` of linear functions of what kind of block
     it is (a matrix's smaller side ``n``, a vector, of the last or first layer, of periodic neurons,
-    of how many layers) and of how coherent its gradients were (:meth:`Edges.coherence`).
+    of how many layers) and of how coherent its gradients were (:meth:`Edges.coherence`), the more
+    so, the more layers there are: every layer's noise moves the function.
 
     ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
     a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
@@ -56,10 +58,11 @@ class UpdateRule(Rule):
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
     pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``3 (n / 64)^0.5 (layers / 3)^(-1.2) r^0.45 s^0.2 / (1 + t / 100)`` along the main direction,
-    with the roots ``r`` and ``s`` of the means of squared fast and slow momentum over noise, and
-    a warm-up from a seventh of it, which is half over, in logs, after three steps: a first step
-    that is too large can kill neurons for good.
+    of ``3 (n / 64)^0.5 (layers / 3)^(-1.2) r^a s^b / (1 + t / 100)`` along the main direction,
+    with the roots ``r`` and ``s`` of the means of squared fast and slow momentum over noise,
+    ``a = 0.95 - 1.5 / layers`` and ``b = 0.4 - 0.6 / layers``, and a warm-up from a seventh of it,
+    which is half over, in logs, after three steps: a first step that is too large can kill neurons
+    for good.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -111,6 +114,7 @@ class UpdateRule(Rule):
         self.schedule = nn.Parameter(torch.tensor(_SCHEDULE))
         self.kinds = nn.Parameter(torch.tensor(_KINDS))
         self.coherence = nn.Parameter(torch.tensor(_COHERENCE))
+        self.shallow = nn.Parameter(torch.tensor(_SHALLOW))
         self.terms = (
             WeightTerms(
                 channels=channels,
@@ -153,7 +157,9 @@ class UpdateRule(Rule):
             steps = torch.stack([own["step"] for own in renewed.values()]).amax(0)
             read = self.terms.read(self._seen(graph), edges, _time(steps))
         updates: dict[str, Tensor] = {}
-        for found in map(self._update, edges, read):  # what one needs is free before the next
+        exponents = self.coherence + self.shallow * (_LAYERS / _layers(graph) - 1)
+        # What one needs is free before the next.
+        for found in map(self._update, edges, read, repeat(exponents)):
             updates |= found
         return unpack(graph, updates), renewed
 
@@ -284,12 +290,12 @@ class UpdateRule(Rule):
         split = (x.reshape(-1, 1, 1, 1).split(sizes) for x in gains.values())
         return [dict(zip(gains, own, strict=True)) for own in zip(*split, strict=True)]
 
-    def _update(self, edges: Edges, ends: Ends | None) -> dict[str, Tensor]:
+    def _update(self, edges: Edges, ends: Ends | None, exponents: Tensor) -> dict[str, Tensor]:
         """The updates of weights by block, worked out by chunks of rows."""
         parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
         step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         del parts
-        return edges.by_name(edges.updates(step, self._lengths(edges, step)))
+        return edges.by_name(edges.updates(step, self._lengths(edges, step, exponents)))
 
     def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
         if self.terms is None or ends is None:
@@ -301,14 +307,11 @@ class UpdateRule(Rule):
             step = step + (self.mixture[k] + out[:, 2 + k]) * direction
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
-    def _lengths(self, edges: Edges, step: Tensor) -> Tensor:
+    def _lengths(self, edges: Edges, step: Tensor, exponents: Tensor) -> Tensor:
         """Factors (batch · folds, out or 1, 1, 1) that give ``step`` its length, by block."""
         size, like = edges.sizes(step), edges.sizes(edges.main_direction())
-        return like / (size + (size == 0)) * self._factors(edges)
-
-    def _factors(self, edges: Edges) -> Tensor:
-        """What coherence multiplies the steps of blocks by, (batch · folds, out or 1, 1, 1)."""
-        return edges.by_block((edges.coherence() @ self.coherence).exp())
+        factors = edges.by_block((edges.coherence() @ exponents).exp())
+        return like / (size + (size == 0)) * factors
 
     def _step_length(self, steps: Tensor) -> Tensor:
         """A learned schedule (batch,) without a horizon; its plain factor falls as ``1 / t``."""
@@ -320,6 +323,12 @@ class UpdateRule(Rule):
 
 
 @lru_cache(maxsize=256)
+def _layers(graph: WeightGraph) -> int:
+    """The number of matrices of a network, within limits."""
+    return min(max(_FEWEST_LAYERS, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
+
+
+@lru_cache(maxsize=256)
 def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
     """What is known of each block: features that its log step is linear in.
 
@@ -327,7 +336,7 @@ def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
     neurons with a periodic activation, to which an aligned step of 1 is a radian; and
     log (layers / 3), where layers are matrices, of all of the network.
     """
-    layers = min(max(_FEWEST_LAYERS, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
+    layers = _layers(graph)
     left = {block.source for block in graph.blocks}
     found = {}
     for block in graph.blocks:

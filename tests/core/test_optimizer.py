@@ -286,6 +286,7 @@ def test_two_models_with_the_same_names():
     rule = copy.deepcopy(RULE)
     with torch.no_grad():
         rule.kinds[-1] = 0.0
+        rule.shallow.zero_()
     models, alone = ([network(seed=seed) for seed in (0, 1)] for _ in range(2))
     own = LearnedOptimizer([{"params": list(m.named_parameters())} for m in models], rule=rule)
     single = [LearnedOptimizer(m.named_parameters(), rule=rule) for m in alone]

@@ -192,8 +192,9 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
     power, layers = rule.kinds[0].item(), rule.kinds[-1].item()  # of float32
     first, warm = rule.schedule[:2].tolist()
     assert (first, warm) == pytest.approx((-2.8, 2.5))
-    shares = dict(zip(("fast", "slow"), rule.coherence.tolist(), strict=True))
-    assert (power, layers, *shares.values()) == pytest.approx((0.5, -1.2, 0.45, 0.2))
+    exponents = (rule.coherence + rule.shallow / 2).tolist()  # of two layers
+    shares = dict(zip(("fast", "slow"), exponents, strict=True))
+    assert (power, layers, *shares.values()) == pytest.approx((0.5, -1.2, 0.2, 0.1))
     params = random_params(graph, seeded())
     hidden, output = mlp_gauge(params, rms)
     ratio = {
@@ -239,7 +240,8 @@ class Sine(nn.Module):
 def plain_rule(**numbers):
     """The rule without networks, whose steps are all equal but for the numbers given."""
     rule = UpdateRule(channels=0).double().requires_grad_(False)
-    for name, values in {"kinds": [0.0] * 6, "coherence": [0.0] * 2, **numbers}.items():
+    equal = {"kinds": [0.0] * 6, "coherence": [0.0] * 2, "shallow": [0.0] * 2}
+    for name, values in {**equal, **numbers}.items():
         getattr(rule, name).copy_(torch.tensor(values, dtype=torch.float64))
     return rule
 
@@ -293,11 +295,14 @@ def test_the_number_of_layers_counts_within_bounds(least, most):
     assert_close({"0": many[0]["0"]}, {"0": few[0]["0"]}, 1e-12)
 
 
-def test_steps_depend_on_how_coherent_gradients_are():
-    """By half the logs of the means of m² / v."""
-    graph = WeightGraph.from_parameters({"matrix": (40, 30), "vector": (50,)})
-    numbers = [0.5, 0.2]
-    rules = plain_rule(coherence=numbers), plain_rule()
+@pytest.mark.parametrize("layers", [2, 5])
+def test_steps_depend_on_how_coherent_gradients_are(layers):
+    """By half the logs of the means of m² / v, the more so, the more layers there are."""
+    more = {f"{i}": (4, 3) for i in range(1, layers)}
+    graph = WeightGraph.from_parameters({"matrix": (40, 30), "vector": (50,), **more})
+    change = 3 / layers - 1
+    numbers = [0.6 - 0.2 * change, 0.2 + 0.1 * change]
+    rules = plain_rule(coherence=[0.6, 0.2], shallow=[-0.2, 0.1]), plain_rule()
     noise = [random_params(graph, seeded(i)) for i in range(60)]
     for grads in noise:
         grads["vector"][:, :10] = 0.0  # never seen: does not count
