@@ -390,7 +390,9 @@ def test_a_rule_without_a_graph_sees_what_an_optimizer_without_a_model_sees():
         UpdateRule(channels=0), suite, networks=2, truncation=3, horizon=(6, 6), graph=False
     )
     worker = objective.new_worker(0)
-    assert all((own["target"] == 1).all() for own in worker.state.values())
+    for own in worker.state.values():  # one number for all neurons of a parameter
+        assert torch.equal(own["target"], own["target"][:, :1].expand_as(own["target"]))
+        assert (own["source"] == 1).all()
     loss, log = objective(worker)
     loss.backward()
     assert log["skipped"] == 0
