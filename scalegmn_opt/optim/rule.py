@@ -2,20 +2,18 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import repeat
-from math import log
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import Role, WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.graph import WeightGraph, pack, unpack
 from scalegmn_opt.optim.edges import Edges
+from scalegmn_opt.optim.kinds import PLAIN_LAYERS, kinds_of, layers_of
 from scalegmn_opt.optim.state import Rule, State, block_ends
 from scalegmn_opt.optim.terms import Ends, WeightTerms
 from scalegmn_opt.optim.together import Given, below, given_back, joint, together
-from scalegmn_opt.optim.whitening import is_whitened, rank
 from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import gauged, only_permuted
 
@@ -25,13 +23,9 @@ _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature 
 _START = 4.0  # the first step of the plain schedule, of a network of three layers
 _DECAY = 100.0, 3000.0  # it falls as 1 / t between these numbers of steps
 _SCHEDULE = (-2.8, 2.5, 0.0, 0.0, 0.0, 0.0, 0.0)  # before meta-training: a warm-up to 3
-_RANK = 64.0  # smaller side of a matrix at which its step is what the schedule says
-_LAYERS = 3.0  # and the number of matrices of its network
-_FEWEST_LAYERS, _MOST_LAYERS = 2, 60  # no network counts as one of fewer, or of more
-_KINDS = (0.5, 0.0, 0.0, 0.0, -1.5, -1.2)  # before meta-training, see _kinds
+_KINDS = (0.5, 0.0, 0.0, 0.0, -1.5, -1.2)  # before meta-training, see kinds_of
 _COHERENCE = (0.45, 0.2)  # likewise, of fast and slow momentum, for three layers
 _SHALLOW = (-0.5, -0.2)  # likewise, times 3 / layers - 1: what few layers add to them
-_PERIODIC = frozenset({"sine", "cos"})
 _MAX_LOG_STEP = 3.0
 
 
@@ -149,7 +143,8 @@ class UpdateRule(Rule):
             params, grads: (batch, *shape) by name.
             state: from :meth:`init` or the previous step.
         """
-        given, renewed = Given(graph, pack(graph, params), grads, state), {}
+        renewed: State = {}
+        given = Given(graph, pack(graph, params), grads, state, self._kind_factors(graph))
         edges: Iterable[Edges] = self._edges(given, renewed)
         read: Iterable[Ends | None] = repeat(None)
         if self.terms:
@@ -157,7 +152,7 @@ class UpdateRule(Rule):
             steps = torch.stack([own["step"] for own in renewed.values()]).amax(0)
             read = self.terms.read(self._seen(graph), edges, _time(steps))
         updates: dict[str, Tensor] = {}
-        exponents = self.coherence + self.shallow * (_LAYERS / _layers(graph) - 1)
+        exponents = self.coherence + self.shallow * (PLAIN_LAYERS / layers_of(graph) - 1)
         # What one needs is free before the next.
         for found in map(self._update, edges, read, repeat(exponents)):
             updates |= found
@@ -181,27 +176,21 @@ class UpdateRule(Rule):
         stacks, biases = together(given.graph, alone=self.terms is not None)
         every = [*stacks, biases] if biases else stacks
         gains = self._gains([joint(given.states(names, "step")) + 1 for names in every])
-        factors = self._kind_factors(given.graph)
         for names, own in zip(stacks, gains, strict=False):
-            parts = self._parts(given, names, own, factors, renewed)
+            parts = self._parts(given, names, own, renewed)
             yield from _given_away(parts)
             del parts
         if biases:
-            yield self._biases(given, biases, gains[-1], factors, renewed)
+            yield self._biases(given, biases, gains[-1], renewed)
 
     def _kind_factors(self, graph: WeightGraph) -> dict[str, Tensor]:
         """What the kind of a block multiplies its steps by, ()."""
-        kinds = _kinds(graph)
+        kinds = kinds_of(graph)
         factors = (self.kinds.new_tensor(list(kinds.values())) @ self.kinds).exp()
         return dict(zip(kinds, factors.unbind(), strict=True))
 
     def _parts(
-        self,
-        given: Given,
-        names: Sequence[str],
-        gains: dict[str, Tensor],
-        factors: Mapping[str, Tensor],
-        renewed: State,
+        self, given: Given, names: Sequence[str], gains: dict[str, Tensor], renewed: State
     ) -> list[Edges]:
         """The blocks of congruent parameters, which are stacked along the batch axis."""
         blocks = given.graph.parameters[names[0]]
@@ -222,7 +211,7 @@ class UpdateRule(Rule):
             copies = len(like["length"]) // len(stack)
             factor, scale = (
                 x[:, None].expand(-1, copies).reshape(-1, 1, 1, 1)
-                for x in (_of(factors, stack), given.scales(stack))
+                for x in (given.kind_factors(stack), given.scales(stack))
             )
             like["length"] = like["length"] * factor
             parts.append(
@@ -240,12 +229,7 @@ class UpdateRule(Rule):
         return parts
 
     def _biases(
-        self,
-        given: Given,
-        names: Sequence[str],
-        gains: dict[str, Tensor],
-        factors: Mapping[str, Tensor],
-        renewed: State,
+        self, given: Given, names: Sequence[str], gains: dict[str, Tensor], renewed: State
     ) -> Edges:
         """Biases one below the other, so that many small ones cost as little as one."""
         blocks = [given.graph.parameters[n][0] for n in names]
@@ -264,7 +248,7 @@ class UpdateRule(Rule):
         )
         # (biases · batch, 1, 1, 1) by parameter -> (batch, neurons, 1, 1)
         gains = {key: x.reshape(len(names), -1).mT[:, index] for key, x in gains.items()}
-        gains["length"] = gains["length"] * _of(factors, blocks)[index]
+        gains["length"] = gains["length"] * given.kind_factors(blocks)[index]
         weights = below([given.weights[block.name] for block in blocks])
         return Edges(
             blocks,
@@ -320,40 +304,6 @@ class UpdateRule(Rule):
         times = _time(steps)
         features = torch.cat([torch.ones_like(times[:, :1]), times], 1)
         return plain * torch.exp(features @ self.schedule)
-
-
-@lru_cache(maxsize=256)
-def _layers(graph: WeightGraph) -> int:
-    """The number of matrices of a network, within limits."""
-    return min(max(_FEWEST_LAYERS, sum(map(is_whitened, graph.blocks))), _MOST_LAYERS)
-
-
-@lru_cache(maxsize=256)
-def _kinds(graph: WeightGraph) -> dict[str, tuple[float, ...]]:
-    """What is known of each block: features that its log step is linear in.
-
-    log (n / 64) of a matrix; a vector, which has 0 there; of the last layer; of the first one; of
-    neurons with a periodic activation, to which an aligned step of 1 is a radian; and
-    log (layers / 3), where layers are matrices, of all of the network.
-    """
-    layers = _layers(graph)
-    left = {block.source for block in graph.blocks}
-    found = {}
-    for block in graph.blocks:
-        target, matrix = graph.group[block.target], is_whitened(block)
-        found[block.name] = (
-            log(rank(block) / _RANK) if matrix else 0.0,
-            float(not matrix),
-            float(target.name not in left),
-            float(graph.group[block.source].role is Role.INPUT),
-            float(target.activation is not None and target.activation.name in _PERIODIC),
-            log(layers / _LAYERS),
-        )
-    return found
-
-
-def _of(factors: Mapping[str, Tensor], blocks: Sequence[WeightBlock]) -> Tensor:
-    return torch.stack([factors[block.name] for block in blocks])
 
 
 def _given_away(parts: list[Edges]) -> Iterator[Edges]:

@@ -17,16 +17,21 @@ _STACKED = 1 << 16  # largest number of weights of a stack
 
 @dataclass(frozen=True)
 class Given:
-    """What a step is given, with weights as edges by block."""
+    """What a step is given, with weights as edges by block, and what a rule makes of kinds."""
 
     graph: WeightGraph
     weights: Mapping[str, Tensor]
     grads: Mapping[str, Tensor]
     state: State
+    factors: Mapping[str, Tensor]
 
     def states(self, names: Sequence[str], key: str) -> list[Tensor]:
         """One entry of the states of some parameters."""
         return [self.state[name][key] for name in names]
+
+    def kind_factors(self, blocks: Sequence[WeightBlock]) -> Tensor:
+        """What kinds of blocks multiply steps by (blocks,)."""
+        return torch.stack([self.factors[block.name] for block in blocks])
 
     def scales(self, blocks: Sequence[WeightBlock]) -> Tensor:
         """Relative sizes of steps (blocks,)."""
