@@ -50,7 +50,8 @@ def report(name: str, rows: list[dict[str, Any]]) -> None:
     for key in rows[0]:
         table.add_column(key, justify="right")
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        values = (row.get(key, "-") for key in rows[0])
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
     Console(width=120).print(table)
     RESULTS.mkdir(exist_ok=True)
     machine = {

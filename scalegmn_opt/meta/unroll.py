@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, log
 from typing import Any, Literal
 
@@ -119,10 +120,7 @@ class InnerRun:
     def graph(self) -> WeightGraph:
         """The graph of all networks of the run, as the rule sees it."""
         graph = self.tasks[0].graph
-        if self.options.graph:
-            return graph
-        shapes = {name: blocks[0].parameter_shape for name, blocks in graph.parameters.items()}
-        return WeightGraph.from_parameters(shapes)
+        return graph if self.options.graph else _isolated(graph)
 
     def on_validation(self, number: int) -> bool:
         """Whether step ``number`` of a window is measured on validation batches."""
@@ -178,6 +176,14 @@ class InnerRun:
         self.first_losses = state["first_losses"]
         self.length, self.remaining = state["length"], state["remaining"]
         self.reference, self.resets = state["reference"], state["resets"]
+
+
+@lru_cache(maxsize=256)
+def _isolated(graph: WeightGraph) -> WeightGraph:
+    """The same parameters as blocks by themselves."""
+    return WeightGraph.from_parameters(
+        {name: blocks[0].parameter_shape for name, blocks in graph.parameters.items()}
+    )
 
 
 def unroll(

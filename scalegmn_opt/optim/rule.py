@@ -266,10 +266,10 @@ class UpdateRule(Rule):
 
         Worked out for all at once.
         """
-        joint = torch.cat(list(steps))
-        noise = (1 - self.decays["square"] ** joint).sqrt()
-        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** joint) for k in ("fast", "slow")}
-        gains["length"] = self._step_length(joint)
+        every = joint(steps)
+        noise = (1 - self.decays["square"] ** every).sqrt()
+        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** every) for k in ("fast", "slow")}
+        gains["length"] = self._step_length(every)
         sizes = [len(own) for own in steps]
         split = (x.reshape(-1, 1, 1, 1).split(sizes) for x in gains.values())
         return [dict(zip(gains, own, strict=True)) for own in zip(*split, strict=True)]

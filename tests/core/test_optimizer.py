@@ -281,6 +281,16 @@ def test_named_parameters_and_order_do_not_matter():
     assert same(values(named), values(backwards))
 
 
+def test_the_rule_depends_on_whether_there_is_a_model():
+    model = network()
+    for own, name in (
+        (LearnedOptimizer.for_model(model, (X,)), "general"),
+        (LearnedOptimizer(model.parameters()), "no-graph"),
+    ):
+        expected = UpdateRule.from_pretrained(name).state_dict()
+        assert all(torch.equal(own.rule.state_dict()[n], x) for n, x in expected.items())
+
+
 def test_two_models_with_the_same_names():
     """They share the number of layers, here without effect."""
     rule = copy.deepcopy(RULE)
