@@ -3,8 +3,10 @@
 `python benchmarks/inr_editing.py mnist.npz [--count N]`: MNIST's test digits at 28x28 pixels and
 32x32 colour patches of photographs, fitted with random initialisations. Mean squared error against
 the edit of the source image; CPU time on one thread. Rows of the learned editor know the weights
-alone. Rows below "the edited picture is known" are given it: the editor's Gauss-Newton steps with
-and without the ScaleGMN, pairs, and Adam as `inr.refine` has it.
+alone. To inpaint, a box in the middle of the picture was painted over before the networks were
+fitted; its error is against the source image, too. Rows below "the edited picture is known" are
+given it: the editor's Gauss-Newton steps with and without the ScaleGMN, pairs, and Adam as
+`inr.refine` has it.
 """
 
 import argparse
@@ -19,7 +21,16 @@ from measure import report
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scalegmn_opt.editors import LearnedEdit, LearnedEditor, LearnedSteps
+from scalegmn_opt.editors import (
+    Edit,
+    Inpaint,
+    LearnedEdit,
+    LearnedEditor,
+    LearnedInpaint,
+    LearnedSteps,
+    Refit,
+    load_mask,
+)
 from scalegmn_opt.editors.edit import widened
 from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_copies
 from scalegmn_opt.inr import SirenSpec, fit, refine, render
@@ -27,6 +38,7 @@ from scalegmn_opt.tasks import mnist, photographs
 
 CHUNK = 32
 FEW = 100  # networks for rows that take long
+BOX = (0.36, 0.36, 0.64, 0.64)  # painted over: 8x8 of 28x28 pixels
 LENGTHS = (0.6, 0.6, 0.8, 1.0)  # of steps without ScaleGMN, chosen on training digits
 Params = dict[str, Tensor]
 Way = Callable[[Params, Tensor], Params]
@@ -159,6 +171,31 @@ def measure(case: Case, *, edits: tuple[str, ...], refits: tuple[str, ...]) -> l
     return rows
 
 
+def measure_inpainting(name: str, weights: str, images: Tensor) -> list[dict[str, Any]]:
+    """Rows of pictures with a box painted over."""
+    size = tuple(images.shape[2:])
+    region = load_mask(BOX, size) > 0.5
+    case = Case.of(name, weights, torch.where(region, 0.5, images))
+    smooth = Inpaint(region)
+    ways: dict[str, Edit] = {
+        "smoothest filling, Adam, 50 steps": Refit(smooth, size),
+        "smoothest filling, learned refit, 8 steps": Refit(
+            smooth, size, 8, optimizer=LearnedSteps()
+        ),
+        **{f"learned editor, k={k}": LearnedInpaint(region, weights, copies=k) for k in (1, 2, 8)},
+    }
+    count = len(images)
+    rows = [case.row("inpaint", images, "do nothing", lambda params, _: params, count)]
+    for way, edit in ways.items():
+        few = min(count, FEW) if "Adam" in way else count
+
+        def run(params: Params, _: Tensor, edit: Edit = edit) -> Params:
+            return edit.apply(params, case.spec, 1.0)
+
+        rows.append(case.row("inpaint", images, way, run, few))
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mnist", type=Path)
@@ -178,4 +215,5 @@ if __name__ == "__main__":
         edits=("blur", "sharpen", "local_contrast"),
         refits=(),
     )
+    found += measure_inpainting("MNIST", "mnist-inpainting", digits)
     report("inr_editing", found)

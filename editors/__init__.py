@@ -19,6 +19,7 @@ from .closed_form import (
     Zoom,
 )
 from .edit import Edit, Meaning, PixelEdit
+from .inpainting import InpaintingEditor, LearnedInpaint
 from .learned import LearnedEdit, LearnedEditor, learned_edits
 from .learned_steps import LearnedSteps
 from .masks import Inpaint, load_mask
@@ -47,10 +48,12 @@ __all__ = [
     "Flip",
     "Gain",
     "Inpaint",
+    "InpaintingEditor",
     "IntensityEdit",
     "Invert",
     "LearnedEdit",
     "LearnedEditor",
+    "LearnedInpaint",
     "LearnedSteps",
     "Meaning",
     "PixelEdit",

@@ -35,6 +35,7 @@ from .closed_form import (
     check_box,
 )
 from .edit import Edit, Meaning, PixelEdit, widened
+from .inpainting import LearnedInpaint
 from .learned import COPIES, MEANINGS, LearnedEdit, learned_edits
 from .learned_steps import LearnedSteps
 from .masks import Inpaint, load_mask
@@ -126,9 +127,10 @@ class EditStep(BaseModel):
         edit, mechanism = info.data.get("edit"), info.data.get("mechanism")
         if value is None or edit is None:
             return value
-        if edit not in MEANINGS or info.data.get("mask") or mechanism not in (None, LEARNED):
-            able = sorted(MEANINGS)
-            raise _mistake(f"{info.field_name} are those of a learned edit, one of {able}")
+        able = (edit in MEANINGS and not info.data.get("mask")) or edit == Inpaint.name
+        if not able or mechanism not in (None, LEARNED):
+            known = sorted([*MEANINGS, Inpaint.name])
+            raise _mistake(f"{info.field_name} are those of a learned edit, one of {known}")
         if info.field_name == "copies" and value not in COPIES:
             raise _mistake(f"copies must be one of {COPIES}, got {value}")
         return value
@@ -232,6 +234,7 @@ def resolve(
     """The mechanism of a step: the cheapest that can edit such networks, or the one it names.
 
     A closed form or a trained editor, if there is one for these networks and no mask; else a refit.
+    A region is inpainted by a trained editor if the step says so.
 
     Raises:
         ValueError: an edit that `edits` lacks, a mechanism that it does not have, networks that the
@@ -259,14 +262,18 @@ def _resolve_one(
         raise ValueError(choice_message("edit", step.edit, edits))
     meaning = edits[step.edit].with_options(step.options())
     mask = None if step.mask is None else load_mask(step.mask, image_size)
-    if isinstance(meaning, Inpaint):
-        meaning, mask = meaning.of(mask), None
     direct = meaning if isinstance(meaning, Edit) and mask is None else None
     special = step.copies is not None or step.midpoints is not None
-    if special and isinstance(direct, LearnedEdit):
-        direct = direct.of(step.copies or direct.copies, step.midpoints or False)
+    options = {"copies": step.copies or 1, "midpoints": step.midpoints or False}
+    # Where nobody knows what is right, a guess is made only if it is asked for.
+    guessed = isinstance(meaning, Inpaint)
+    if isinstance(meaning, Inpaint):
+        meaning, mask = meaning.of(mask), None
+        direct = LearnedInpaint(meaning.region, **options)
+    elif special and isinstance(direct, LearnedEdit):
+        direct = direct.of(**options)
     free = step.mechanism is None and not special
-    if step.mechanism in _STEPS or (free and not _can(direct, spec, image_size)):
+    if step.mechanism in _STEPS or (free and (guessed or not _can(direct, spec, image_size))):
         kind = step.mechanism or REFIT
         by = _LEARNED_STEPS if kind == LEARNED_REFIT else optimizer
         return Refit(meaning, image_size, step.steps or _STEPS[kind], mask, by, progress)

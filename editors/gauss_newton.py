@@ -79,11 +79,11 @@ class LearnedGaussNewton(nn.Module):
         self, params: Mapping[str, Tensor], spec: SirenSpec, tangent: Tangent, targets: Tensor
     ) -> tuple[WeightFeatures, dict[str, Tensor]]:
         graph, wanted = siren_graph(spec), targets - tangent.outputs
-        reached = tangent.stages(wanted, self.iterations)
+        reached, moved = tangent.stages(wanted, self.iterations)
         direction, stages = reached[-1], [split(reached[0]), split(reached[-1])]
         descent = split(tangent.pull(wanted)) if self.gradient else None
         edges = _edges(graph, params, stages, descent)
-        *hidden, change = tangent.movements(direction)
+        *hidden, change = moved
         sizes = torch.stack([_size(wanted), _size(wanted - change)], -1)  # (batch, 2)
         turns = [_size(moved, 1, unit=spec.w0) for moved in hidden]
         nodes = self._probe(graph, params, spec, direction)

@@ -4,16 +4,16 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from scalegmn_opt.inr import SirenSpec, check_parameters, pixel_grid
+from scalegmn_opt.inr import SirenSpec, check_parameters, evaluate, pixel_grid
 from scalegmn_opt.pretrained import restore, save_weights
 
-from .edit import Edit, check_strength
+from .edit import Edit, Meaning, PixelEdit, check_strength
 from .gauss_newton import LearnedGaussNewton
 from .picture import PictureOperator, one_hot
 from .tangent import REACH, Tangent, split, tangent_copies
@@ -64,6 +64,9 @@ class LearnedEditor(nn.Module):
         arXiv 2403.12143.
     """
 
+    kind: ClassVar[str] = "editor"  # of its weights' files
+    masked: ClassVar[bool] = False  # whether the picture operator reads a mask
+
     def __init__(
         self,
         *,
@@ -100,18 +103,20 @@ class LearnedEditor(nn.Module):
             "picture_channels": picture_channels,
             **step,
         }
-        self.picture = PictureOperator(len(self.edits), channels=picture_channels)
+        self.picture = PictureOperator(
+            len(self.edits), channels=picture_channels, masked=self.masked
+        )
         self.step = LearnedGaussNewton(**step)
         self.register_buffer("coords", pixel_grid(size, size).float(), persistent=False)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
         """A trained editor, by its name in the package or by a file's path; no network."""
-        return restore(cls, name_or_path, kind="editor").requires_grad_(False)
+        return restore(cls, name_or_path, kind=cls.kind).requires_grad_(False)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write a file that :meth:`from_pretrained` reads."""
-        save_weights(path, self, kind="editor", config=self.config)
+        save_weights(path, self, kind=self.kind, config=self.config)
 
     def forward(
         self,
@@ -130,7 +135,7 @@ class LearnedEditor(nn.Module):
         included, even at a strength of 0; for twice the time.
         """
         coords, tangent = self.coords, Tangent.of(params, spec, self.coords)
-        targets = self._imagine(tangent, strengths)
+        targets = self._imagine(tangent.outputs, strengths)
         if midpoints:
             coords = torch.cat([coords, self._corners()])
             targets = torch.cat([targets, self._at_corners(targets)], 1)
@@ -145,11 +150,11 @@ class LearnedEditor(nn.Module):
 
     def imagine(self, params: Mapping[str, Tensor], spec: SirenSpec, strengths: Tensor) -> Tensor:
         """The edited pictures, (batch, points, out_features), as the editor guesses them."""
-        return self._imagine(Tangent.of(params, spec, self.coords), strengths)
+        return self._imagine(evaluate(params, spec, self.coords), strengths)
 
-    def _imagine(self, tangent: Tangent, strengths: Tensor) -> Tensor:
-        pictures = tangent.outputs.mT.unflatten(2, (self.size, self.size))
-        return tangent.outputs + self.picture(pictures, strengths).flatten(2).mT
+    def _imagine(self, outputs: Tensor, strengths: Tensor) -> Tensor:
+        pictures = outputs.mT.unflatten(2, (self.size, self.size))
+        return outputs + self.picture(pictures, strengths).flatten(2).mT
 
     def _corners(self) -> Tensor:
         """Inner corners of the pixels, (points, 2)."""
@@ -185,43 +190,30 @@ class LearnedEditor(nn.Module):
             yield params
 
 
-class LearnedEdit(Edit):
-    """An edit by a :class:`LearnedEditor`, whose weights are loaded when they are first needed.
+class Learned(Edit):
+    """Any meaning by a :class:`LearnedEditor`, whose weights are loaded when they are first needed.
 
     Args:
-        name: what recipes call it; one of the editors' edits.
-        weights: names of packaged weights, or files' paths; networks choose the editor that was
-            trained for their architecture.
-        copies: 1 keeps the architecture; 2, 4 or 8 multiply the hidden width and come much closer,
-            the more of them, the less sensitive to rounding of the weights.
-        midpoints: whether points between the pixels are edited, too, see :class:`LearnedEditor`.
-
-    Raises:
-        ValueError: an unknown name, no weights, or another number of copies.
+        meaning: the edit.
+        weights, copies, midpoints: see :class:`LearnedEdit`.
     """
 
     mechanism = "learned"
+    loader: ClassVar[type[LearnedEditor]] = LearnedEditor
 
     def __init__(
         self,
-        name: str,
+        meaning: Meaning,
         *weights: str | os.PathLike[str],
         copies: int = 1,
         midpoints: bool = False,
     ) -> None:
-        if name not in MEANINGS:
-            raise ValueError(f"name must be one of {sorted(MEANINGS)}, got {name!r}")
         if not weights:
             raise ValueError("weights must be at least one name or path, got none")
         if copies not in COPIES:
             raise ValueError(f"copies must be one of {COPIES}, got {copies}")
-        self.name, self.copies, self.midpoints = name, copies, midpoints
-        self._weights = weights
-        self._target, self.unit = MEANINGS[name]
-
-    def of(self, copies: int, midpoints: bool) -> "LearnedEdit":
-        """The same edit with another number of copies, and with midpoints or without."""
-        return LearnedEdit(self.name, *self._weights, copies=copies, midpoints=midpoints)
+        self.name, self.unit, self._meaning = meaning.name, meaning.unit, meaning
+        self._weights, self.copies, self.midpoints = weights, copies, midpoints
 
     @cached_property
     def editors(self) -> tuple[LearnedEditor, ...]:
@@ -230,7 +222,7 @@ class LearnedEdit(Edit):
         Raises:
             ValueError: weights of an editor that has not learned this edit.
         """
-        editors = tuple(LearnedEditor.from_pretrained(weights) for weights in self._weights)
+        editors = tuple(self.loader.from_pretrained(weights) for weights in self._weights)
         for editor in editors:
             if self.name not in editor.edits:
                 raise ValueError(
@@ -252,7 +244,7 @@ class LearnedEdit(Edit):
         raise ValueError(f"spec must be that of an editor for {self.name}, {known}, got {spec}")
 
     def target(self, images: Tensor, strength: float) -> Tensor:
-        return self._target(images, strength)
+        return self._meaning.target(images, strength)
 
     def check(self, spec: SirenSpec, image_size: tuple[int, int]) -> None:
         """As in :class:`Edit`.
@@ -284,11 +276,14 @@ class LearnedEdit(Edit):
         with torch.no_grad():
             for start in range(0, count, _CHUNK):
                 some = {name: value[start : start + _CHUNK] for name, value in params.items()}
-                given = first.new_full((len(next(iter(some.values()))),), strength)
-                strengths = one_hot(list(editor.edits), self.name, given)
+                strengths = self._strengths(editor, next(iter(some.values())), strength)
                 options = {"copies": self.copies, "midpoints": self.midpoints}
                 pieces.append(editor(some, spec, strengths, **options))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in params}
+
+    def _strengths(self, editor: LearnedEditor, like: Tensor, strength: float) -> Tensor:
+        """What the editor reads, for as many networks as there are in `like`."""
+        return one_hot(list(editor.edits), self.name, like.new_full((len(like),), strength))
 
     def _check_strength(self, strength: float, editor: LearnedEditor) -> None:
         check_strength(self.name, strength)
@@ -298,6 +293,39 @@ class LearnedEdit(Edit):
         if strength > largest:
             message = f"strength of {self.name}: trained up to {largest:g}, got {strength:g}"
             warnings.warn(message, stacklevel=3)
+
+
+class LearnedEdit(Learned):
+    """An edit by a :class:`LearnedEditor`, whose weights are loaded when they are first needed.
+
+    Args:
+        name: what recipes call it; one of the editors' edits.
+        weights: names of packaged weights, or files' paths; networks choose the editor that was
+            trained for their architecture.
+        copies: 1 keeps the architecture; 2, 4 or 8 multiply the hidden width and come much closer,
+            the more of them, the less sensitive to rounding of the weights.
+        midpoints: whether points between the pixels are edited, too, see :class:`LearnedEditor`.
+
+    Raises:
+        ValueError: an unknown name, no weights, or another number of copies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *weights: str | os.PathLike[str],
+        copies: int = 1,
+        midpoints: bool = False,
+    ) -> None:
+        if name not in MEANINGS:
+            raise ValueError(f"name must be one of {sorted(MEANINGS)}, got {name!r}")
+        target, unit = MEANINGS[name]
+        meaning = PixelEdit(name, unit, target)
+        super().__init__(meaning, *weights, copies=copies, midpoints=midpoints)
+
+    def of(self, copies: int, midpoints: bool) -> "LearnedEdit":
+        """The same edit with another number of copies, and with midpoints or without."""
+        return LearnedEdit(self.name, *self._weights, copies=copies, midpoints=midpoints)
 
 
 def learned_edits() -> tuple[LearnedEdit, ...]:

@@ -18,7 +18,7 @@ from .targets import inpaint
 class Inpaint(Meaning):
     """Fills a region with the smoothest continuation of what surrounds it."""
 
-    mask: Tensor | None = None  # (height, width), True where the picture is filled
+    region: Tensor | None = None  # (height, width), True where the picture is filled
 
     name = "inpaint"
     unit = "share of the filling"
@@ -31,12 +31,12 @@ class Inpaint(Meaning):
         """
         if mask is None:
             raise ValueError("mask of inpaint must be given: the region to fill")
-        return replace(self, mask=mask > 0.5)
+        return replace(self, region=mask > 0.5)
 
     def target(self, images: Tensor, strength: float) -> Tensor:
         check_strength(self.name, strength)
-        assert self.mask is not None, "of() comes first"
-        return inpaint(images, strength, mask=self.mask.to(images.device))
+        assert self.region is not None, "of() comes first"
+        return inpaint(images, strength, mask=self.region.to(images.device))
 
 
 def load_mask(mask: Box | str, image_size: tuple[int, int]) -> Tensor:

@@ -35,14 +35,17 @@ class _Grid:
     first: Tensor
     current: Tensor
     scores: list[Score] = field(default_factory=list)
+    changes: bool = False  # whether anything was to change that has a truth
 
     def advance(self, edit: Meaning, params: Params, spec: SirenSpec, strength: float) -> None:
-        self.truth = self.truth.after(edit, strength)
+        last, self.truth = self.truth, self.truth.after(edit, strength)
         before, self.current = self.current, render(params, spec, *self.size)
-        self.scores.append(_score(self.current, self.truth, before=before))
+        changes = self.truth.differs(last)
+        self.changes |= changes
+        self.scores.append(_score(self.current, self.truth, before=before, changes=changes))
 
     def total(self) -> Score:
-        return _score(self.current, self.truth, before=self.first)
+        return _score(self.current, self.truth, before=self.first, changes=self.changes)
 
 
 def measure(
@@ -258,12 +261,12 @@ def _first(params: Mapping[str, Tensor], count: int) -> Params:
     return {name: value[:count] for name, value in params.items()}
 
 
-def _score(images: Tensor, truth: Truth, *, before: Tensor) -> Score:
+def _score(images: Tensor, truth: Truth, *, before: Tensor, changes: bool) -> Score:
     error, nothing = (truth.mse(x).mean() for x in (images, before))
     decibels = psnr_from_mse(error).item()
     return Score(
         mse=error.item(),
         mse_do_nothing=nothing.item(),
         psnr=decibels if math.isfinite(decibels) else None,
-        share_removed=1 - (error / nothing).item() if nothing > 0 else None,
+        share_removed=1 - (error / nothing).item() if changes and nothing > 0 else None,
     )

@@ -19,17 +19,19 @@ class PictureOperator(nn.Module):
     Args:
         edits: how many edits there are strengths for.
         channels: width of the hidden layers, even.
+        masked: whether a mask is read, too.
 
     Shapes:
-        images (batch, channels, height, width), strengths (batch, edits) -> as images
+        images (batch, channels, height, width), strengths (batch, edits), masks (batch, 1, height,
+        width) of numbers -> as images
 
     References:
         Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", arXiv 1709.07871.
     """
 
-    def __init__(self, edits: int, *, channels: int = 16) -> None:
+    def __init__(self, edits: int, *, channels: int = 16, masked: bool = False) -> None:
         super().__init__()
-        widths = [1, *[channels] * len(_DILATIONS)]
+        widths = [1 + masked, *[channels] * len(_DILATIONS)]
         self.layers = nn.ModuleList(
             nn.Conv2d(before, channels, 3, padding=d, dilation=d, padding_mode="replicate")
             for before, d in zip(widths[:-1], _DILATIONS, strict=True)
@@ -42,8 +44,11 @@ class PictureOperator(nn.Module):
         self.out = nn.Conv2d(channels, 1, 1)
         self.to(memory_format=torch.channels_last)  # half the time on a processor
 
-    def forward(self, images: Tensor, strengths: Tensor) -> Tensor:
-        x = images.flatten(0, 1).unsqueeze(1).contiguous(memory_format=torch.channels_last)
+    def forward(self, images: Tensor, strengths: Tensor, masks: Tensor | None = None) -> Tensor:
+        x = images.flatten(0, 1).unsqueeze(1)
+        if masks is not None:
+            x = torch.cat([x, masks.repeat_interleave(images.shape[1], 0)], 1)
+        x = x.contiguous(memory_format=torch.channels_last)
         strengths = strengths.repeat_interleave(images.shape[1], 0)
         films = self.condition(strengths)[..., None, None].chunk(len(self.layers), 1)
         for layer, film in zip(self.layers, films, strict=True):

@@ -20,7 +20,7 @@ class Score:
         mse: of the edited render.
         mse_do_nothing: of the render before the edit.
         psnr: of the edited render in dB, from `mse`; None where it is infinite.
-        share_removed: of the do-nothing error; None where there is none.
+        share_removed: of the do-nothing error; None where there is none, or nothing was to change.
     """
 
     mse: float

@@ -10,7 +10,7 @@ Curvature", arXiv 1503.05671.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -79,10 +79,6 @@ class Tangent:
             moved.append(change.baddbmm_(turned, self.weights[layer].mT))
         return moved
 
-    def change(self, delta: Matrices, room: Room | None = None) -> Tensor:
-        """`J δ`, `(batch, points, out_features)`."""
-        return self.movements(delta, room)[-1]
-
     def pull(self, values: Tensor, room: Room | None = None) -> Matrices:
         """`Jᵀ v` of values `(batch, points, out_features)`."""
         places = [None] * len(self.slopes) if room is None else room[0]
@@ -115,29 +111,48 @@ class Tangent:
 
         Shapes: wanted `(batch, points, out_features)`.
         """
-        return self.stages(wanted, iterations)[-1]
+        *_, (delta, _, _) = self._iterations(wanted, iterations)
+        return delta
 
     @torch.no_grad()
-    def stages(self, wanted: Tensor, iterations: int) -> list[Matrices]:
-        """What `solve` reaches after each iteration, at least one; without gradients."""
+    def stages(self, wanted: Tensor, iterations: int) -> tuple[list[Matrices], list[Tensor]]:
+        """What `solve` reaches after each iteration, and the `movements` of the last one.
+
+        At least one iteration; without gradients.
+        """
+        stages, total = [], []
+        for delta, step, moved in self._iterations(wanted, iterations):
+            stages.append(delta)
+            if not total:
+                total = [step * m for m in moved]
+            else:
+                total = [t.addcmul_(step, m) for t, m in zip(total, moved, strict=True)]
+        return stages, total
+
+    @torch.no_grad()
+    def _iterations(
+        self, wanted: Tensor, iterations: int
+    ) -> Iterator[tuple[Matrices, Tensor, list[Tensor]]]:
+        """δ, the last step's length (batch, 1, 1), and the movements of its direction.
+
+        Movements are overwritten by the next iteration.
+        """
         factors = self.factors()
         # New memory for every product would take as long as the products.
         room = [[torch.empty_like(slope) for slope in self.slopes] for _ in range(2)]
         delta = [w.new_zeros(*w.shape[:2], w.shape[2] + 1) for w in self.weights]
         direction, residual, power = delta, wanted, wanted.new_zeros(len(wanted), 1, 1)
-        stages = []
         for _ in range(iterations):
             gradient = self.pull(residual, room)
             natural = [g @ m @ a for m, (g, a) in zip(gradient, factors, strict=True)]
             before, power = power, _inner(gradient, natural)
             keep = _ratio(power, before)
             direction = [n + keep * d for n, d in zip(natural, direction, strict=True)]
-            moved = self.change(direction, room)
-            step = _ratio(power, moved.square().sum((1, 2), keepdim=True))
+            moved = self.movements(direction, room)
+            step = _ratio(power, moved[-1].square().sum((1, 2), keepdim=True))
             delta = [d + step * s for d, s in zip(delta, direction, strict=True)]
-            residual = residual - step * moved
-            stages.append(delta)
-        return stages
+            yield delta, step, moved
+            residual = residual - step * moved[-1]
 
 
 def join(params: Mapping[str, Tensor]) -> Matrices:

@@ -101,7 +101,30 @@ def inpaint(images: Tensor, strength: float, *, mask: Tensor) -> Tensor:
         raise ValueError(f"mask must have the images' size {expected}, got {tuple(mask.shape)}")
     if mask.all():
         raise ValueError("mask must leave a pixel to continue from, got every pixel masked")
-    return torch.lerp(images, _harmonic(images, mask), strength) if mask.any() else images
+    return torch.lerp(images, harmonic(images, mask), strength) if mask.any() else images
+
+
+def harmonic(images: Tensor, mask: Tensor) -> Tensor:
+    """The pictures with masked pixels replaced by the mean of their neighbours, as in `inpaint`.
+
+    Conjugate gradients on the masked pixels, for every channel of every image at once.
+
+    Shapes: mask `(height, width)`, or `(batch, 1, height, width)` for one of every picture.
+    """
+    inside = mask.to(images)
+    solution = torch.where(mask, images.mean((2, 3), keepdim=True), images)
+    residual = -inside * _laplacian(solution)
+    direction, square = residual, residual.square().sum((2, 3), keepdim=True)
+    for _ in range(int(mask.sum((-2, -1)).max())):  # enough in exact arithmetic
+        if residual.abs().max() <= _HARMONIC_TOLERANCE:
+            break
+        along = inside * _laplacian(direction)
+        curvature = (direction * along).sum((2, 3), keepdim=True)
+        step = torch.where(curvature > 0, square / curvature, 0.0)
+        solution, residual = solution + step * direction, residual - step * along
+        before, square = square, residual.square().sum((2, 3), keepdim=True)
+        direction = residual + torch.where(before > 0, square / before, 0.0) * direction
+    return solution
 
 
 def _repeat(operator: Callable[[Tensor], Tensor], images: Tensor, strength: float) -> Tensor:
@@ -121,24 +144,6 @@ def _maximum(images: Tensor) -> Tensor:
 def _median(images: Tensor) -> Tensor:
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     return padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4).median(-1).values
-
-
-def _harmonic(images: Tensor, mask: Tensor) -> Tensor:
-    """Conjugate gradients on the masked pixels, for every channel of every image at once."""
-    inside = mask.to(images)
-    solution = torch.where(mask, images.mean((2, 3), keepdim=True), images)
-    residual = -inside * _laplacian(solution)
-    direction, square = residual, residual.square().sum((2, 3), keepdim=True)
-    for _ in range(int(mask.sum())):  # enough in exact arithmetic
-        if residual.abs().max() <= _HARMONIC_TOLERANCE:
-            break
-        along = inside * _laplacian(direction)
-        curvature = (direction * along).sum((2, 3), keepdim=True)
-        step = torch.where(curvature > 0, square / curvature, 0.0)
-        solution, residual = solution + step * direction, residual - step * along
-        before, square = square, residual.square().sum((2, 3), keepdim=True)
-        direction = residual + torch.where(before > 0, square / before, 0.0) * direction
-    return solution
 
 
 def _laplacian(images: Tensor) -> Tensor:

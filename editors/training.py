@@ -11,16 +11,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalegmn_opt.inr import INRStore, evaluate
 from scalegmn_opt.meta.recipe import TrainerOptions
+from scalegmn_opt.pretrained import weights_kind
 from scalegmn_opt.recipe import choice_message
 
+from .inpainting import InpaintingEditor
 from .learned import MEANINGS, LearnedEditor
+from .masks import Inpaint
 from .picture import one_hot
 
 _FLOOR = 1e-4  # squared errors below it hardly count: 40 dB
 _EXTRA_ROUNDS = 1  # trained for, beyond those that the editor takes
 _EVERY = 8  # one network of so many takes the rounds, which cost more than imagining pictures
 _SHARE = 0.25  # of the batches that take rounds at all
+_HOLE = 0.15, 0.4  # sides of a region to fill, in sides of the picture
+_SHARED = 4  # networks that one region is drawn for
 Params = dict[str, Tensor]
+Trained = Literal["all", "pictures", "steps"]
 
 
 class EditingWorker:
@@ -51,7 +57,8 @@ class EditingObjective(nn.Module):
         store: fitted networks.
         images: what they were fitted to, (networks, channels, size, size).
         batch_size: networks in one loss, about as many for every edit.
-        pictures: whether it learns to imagine pictures; if not, all networks take rounds.
+        trained: ``pictures`` to imagine them only, ``steps`` to reach them only, then by all
+            networks of a batch.
         decay: of the moving average, per step.
 
     Raises:
@@ -66,7 +73,7 @@ class EditingObjective(nn.Module):
         store: INRStore,
         images: Tensor,
         batch_size: int = 64,
-        pictures: bool = True,
+        trained: Trained = "all",
         decay: float = 0.99,
     ) -> None:
         super().__init__()
@@ -83,8 +90,9 @@ class EditingObjective(nn.Module):
                 f"batch_size: expected at least {len(editor.edits)}, one for each edit, "
                 f"got {batch_size}"
             )
-        self.editor, self.batch_size, self.pictures = editor, batch_size, pictures
-        editor.picture.requires_grad_(pictures)
+        self.editor, self.batch_size, self.trained = editor, batch_size, trained
+        editor.picture.requires_grad_(trained != "steps")
+        editor.step.requires_grad_(trained != "pictures")
         self.average = AveragedModel(editor, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.average.requires_grad_(False)
         self._store, self._images = store, images
@@ -98,11 +106,12 @@ class EditingObjective(nn.Module):
     def forward(self, worker: EditingWorker) -> tuple[Tensor, dict[str, float]]:
         self.average.update_parameters(self.editor)
         params, strengths, targets = self._draw(worker.generator)
-        if not self.pictures:
+        if self.trained == "steps":
             return self._round_errors(params, targets), {}
         loss = _log_error(self.editor.imagine(params, self._store.spec, strengths), targets)
         logs = {"imagined": loss.item()}
-        if torch.rand((), generator=worker.generator) < _SHARE:
+        rounds = torch.rand((), generator=worker.generator) < _SHARE
+        if rounds and self.trained == "all":
             params = {name: value[::_EVERY] for name, value in params.items()}
             loss = loss + self._round_errors(params, targets[::_EVERY])
         return loss, logs
@@ -117,9 +126,12 @@ class EditingObjective(nn.Module):
 
     def _draw(self, generator: torch.Generator) -> tuple[Params, Tensor, Tensor]:
         """Networks, their strengths (batch, edits) and edited images (batch, points, channels)."""
-        names = list(self.editor.edits)
         chosen = torch.randint(len(self._images), (self.batch_size,), generator=generator)
         params = {name: value[chosen] for name, value in self._store.params.items()}
+        if isinstance(self.editor, InpaintingEditor):
+            regions = self._regions(generator).to(self._images)
+            return params, regions, self._images[chosen].flatten(2).mT
+        names = list(self.editor.edits)
         strengths, targets = [], []
         for name, some in zip(names, chosen.tensor_split(len(names)), strict=True):
             strength = self.editor.edits[name] * torch.rand((), generator=generator).item()
@@ -127,15 +139,28 @@ class EditingObjective(nn.Module):
             targets.append(MEANINGS[name][0](self._images[some], strength))
         return params, torch.cat(strengths).to(self._images), torch.cat(targets).flatten(2).mT
 
+    def _regions(self, generator: torch.Generator) -> Tensor:
+        """Boxes (batch, size, size) to fill, each for a few networks."""
+        size, count = self.editor.size, -(-self.batch_size // _SHARED)
+        low, high = (max(1, round(share * size)) for share in _HOLE)
+        sides = torch.randint(low, high + 1, (count, 2), generator=generator)
+        begin = (torch.rand(count, 2, generator=generator) * (size + 1 - sides)).long()
+        place = torch.arange(size)
+        inside = (begin[..., None] <= place) & (place < (begin + sides)[..., None])
+        boxes = inside[:, 0, :, None] & inside[:, 1, None, :]
+        return boxes.repeat_interleave(_SHARED, 0)[: self.batch_size]
+
 
 def _log_error(pictures: Tensor, targets: Tensor) -> Tensor:
     return ((pictures - targets).square().mean((1, 2)) + _FLOOR).log().mean()
 
 
 def _known(edits: dict[str, float]) -> dict[str, float]:
+    if Inpaint.name in edits and edits != {Inpaint.name: 1.0}:
+        raise ValueError("an editor that inpaints learns nothing else, up to 1")
     for name, largest in edits.items():
-        if name not in MEANINGS:
-            raise ValueError(choice_message("edit", name, MEANINGS))
+        if name not in (*MEANINGS, Inpaint.name):
+            raise ValueError(choice_message("edit", name, (*MEANINGS, Inpaint.name)))
         if not largest > 0:
             raise ValueError(f"largest strength of {name} must be positive, got {largest}")
     return edits
@@ -171,8 +196,10 @@ class EditorRecipe(BaseModel):
     count: int = Field(ge=2)  # images of each source, from its beginning
     size: int = Field(default=28, ge=2)  # pixels along each side
     editor: EditorSize = EditorSize()
-    start: str | None = None  # name or file of weights to go on from, of the same size and edits
-    pictures: bool = True  # False: the picture operator stays, Gauss-Newton steps are learned
+    # Name or file of weights to go on from, of the same size and edits. One that inpaints can begin
+    # with the steps of any editor.
+    start: str | None = None
+    trained: Trained = "all"
     batch_size: int = Field(default=64, ge=2)
     trainer: TrainerOptions
     seed: int = 0
@@ -186,22 +213,26 @@ class EditorRecipe(BaseModel):
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            editor = LearnedEditor(
+            made = InpaintingEditor if Inpaint.name in self.edits else LearnedEditor
+            editor = made(
                 edits=self.edits, size=self.size, spec=store.spec, **self.editor.model_dump()
             )
         if self.start is not None:
-            self._continue(editor, LearnedEditor.from_pretrained(self.start))
+            self._continue(editor)
         return EditingObjective(
             editor,
             store=store,
             images=images,
             batch_size=self.batch_size,
-            pictures=self.pictures,
+            trained=self.trained,
         )
 
-    def _continue(self, editor: LearnedEditor, start: LearnedEditor) -> None:
+    def _continue(self, editor: LearnedEditor) -> None:
+        start, whole = self._started(editor)
         # No weight has a shape that depends on spec or size; a gradient is one more column.
         free = {"spec": None, "size": None, "gradient": editor.config["gradient"]}
+        if not whole:
+            free |= {"edits": None, "picture_channels": None, "rounds": None}
         wanted, found = (
             {**made.config, "edits": list(made.edits), **free} for made in (editor, start)
         )
@@ -213,10 +244,20 @@ class EditorRecipe(BaseModel):
             )
         if start.config["gradient"] and not editor.config["gradient"]:
             raise ValueError(f"start: expected no gradient, got steps that read it in {self.start}")
-        shapes = editor.state_dict()
-        editor.load_state_dict(
-            {name: _as_wide(value, shapes[name]) for name, value in start.state_dict().items()}
+        part, given = (editor, start) if whole else (editor.step, start.step)
+        shapes = part.state_dict()
+        part.load_state_dict(
+            {name: _as_wide(value, shapes[name]) for name, value in given.state_dict().items()}
         )
+
+    def _started(self, editor: LearnedEditor) -> tuple[LearnedEditor, bool]:
+        """The editor of ``start``, and whether all of it, or its steps alone, are of use."""
+        assert self.start is not None
+        if not isinstance(editor, InpaintingEditor):
+            return LearnedEditor.from_pretrained(self.start), True
+        if weights_kind(self.start) == LearnedEditor.kind:
+            return LearnedEditor.from_pretrained(self.start), False
+        return InpaintingEditor.from_pretrained(self.start), True
 
 
 def _as_wide(value: Tensor, like: Tensor) -> Tensor:

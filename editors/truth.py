@@ -11,6 +11,7 @@ from scalegmn_opt.inr import SirenSpec, evaluate, pixel_grid, render
 from .blend import Blend
 from .closed_form import ClosedForm, CoordinateEdit, Function, IntensityEdit
 from .edit import Meaning
+from .inpainting import LearnedInpaint
 from .refit import Refit
 
 _POINTS = 2**18  # networks x coordinates at once
@@ -25,7 +26,8 @@ class Truth:
     edited as a picture of its own, so that a 3x3 dilation reaches as far as on the coarse grid.
 
     Attributes:
-        known: which pixels have a truth; what a rotation brings in from outside an image has none.
+        known: which pixels have a truth; what a rotation brings in from outside an image has none,
+            nor has a region that a network fills by what it learned.
         function: the same pictures as a function, as long as every edit was in closed form.
 
     Shapes: images `(batch, channels, scale * height, scale * width)`; known the same, with one
@@ -61,6 +63,8 @@ class Truth:
             return self._between(edit, strength)
         if isinstance(edit, Refit):
             return self._within(edit.mask, self.after(edit.meaning, strength))
+        if isinstance(edit, LearnedInpaint):
+            return self._outside(edit, strength)
         if self.function is not None and isinstance(edit, ClosedForm):
             function = edit.of(self.function, strength)
             return replace(self, images=self._sample(function), function=function)
@@ -84,19 +88,34 @@ class Truth:
         errors = (images - self.images).square().mean(1) * self.known[:, 0]
         return errors.sum((1, 2)) / self.known.sum()
 
+    def differs(self, other: "Truth") -> bool:
+        """Whether the pictures differ where both are known."""
+        known = self.known & other.known
+        return bool(((self.images != other.images) & known).any())
+
     def _between(self, edit: Blend, strength: float) -> "Truth":
         one, other = self.after(edit.one, strength), self.after(edit.other, edit.other_strength)
         images, known = one.images.lerp(other.images, edit.weight), one.known & other.known
         return replace(self, images=images, known=known, function=None)
 
+    def _outside(self, edit: LearnedInpaint, strength: float) -> "Truth":
+        """What was in the region nobody knows; its smoothest filling stands there."""
+        images = _by_offset(edit, self.images, strength, scale=self.scale)
+        known = self.known & ~self._fine(edit.region)
+        return replace(self, images=images, known=known, function=None)
+
     def _within(self, mask: Tensor | None, edited: "Truth") -> "Truth":
         if mask is None:
             return edited
-        fine = mask.to(self.images).repeat_interleave(self.scale, 0)
-        fine = fine.repeat_interleave(self.scale, 1)
+        fine = self._fine(mask).to(self.images)
         known = torch.where(fine > 0, edited.known, self.known)
         images = self.images.lerp(edited.images, fine)
         return replace(self, images=images, known=known, function=None)
+
+    def _fine(self, mask: Tensor) -> Tensor:
+        """A mask of the edits' own pixels on this grid."""
+        fine = mask.to(self.images.device).repeat_interleave(self.scale, 0)
+        return fine.repeat_interleave(self.scale, 1)
 
     def _sample(self, function: Function) -> Tensor:
         batch, channels, height, width = self.images.shape

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scalegmn_opt.optim import GaugeAdam, GaugeMuon, LearnedOptimizer, UpdateRule
 
@@ -14,6 +15,7 @@ Settings = Mapping[str, float]
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 _TRIALS = 20  # of the random search
 LEARNED = "learned:"
+_ADAM_BY_MUON = {"betas": (0.9, 0.999), "eps": 1e-8}  # as torch.optim.Adam has them
 
 
 class Stepper(Protocol):
@@ -66,39 +68,46 @@ def _nadamw(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Step
     )
 
 
-class _Pair:
-    """Muon for the matrices, Adam for the rest, at one learning rate."""
-
-    def __init__(self, model: nn.Module, *, lr: float) -> None:
-        matrices = [p for p in model.parameters() if p.ndim == 2]
-        rest = [p for p in model.parameters() if p.ndim != 2]
-        self._parts = [
-            torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-        ]
-        if rest:
-            self._parts.append(torch.optim.Adam(rest, lr=lr))
-
-    def step(self) -> None:
-        for part in self._parts:
-            part.step()
-
-    def zero_grad(self) -> None:
-        for part in self._parts:
-            part.zero_grad()
+def _baselines() -> Any:
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise ImportError(
+            "the contenders muon and soap need pytorch_optimizer: "
+            'pip install "scalegmn-opt[baselines]"'
+        ) from error
+    return pytorch_optimizer
 
 
 def _muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
-    return _Pair(model, **settings)
+    """Muon for matrices and kernels, Adam for the rest, at one learning rate."""
+    params = list(model.parameters())
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "use_muon": True, "use_adjusted_lr": True},
+        {"params": [p for p in params if p.ndim < 2], "use_muon": False, **_ADAM_BY_MUON},
+    ]
+    return _float32_muon()([{**group, **settings} for group in groups if group["params"]])
+
+
+@cache
+def _float32_muon() -> Any:
+    """Muon that iterates in float32: bfloat16 is emulated on many CPUs, twenty times slower."""
+    from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
+
+    class Float32Muon(_baselines().Muon):
+        @staticmethod
+        def _orthogonalize(group: Mapping[str, Any], updates: Sequence[Tensor]) -> list[Tensor]:
+            options = {"num_steps": group["ns_steps"], "weights": group["ns_coeffs"]}
+            return [
+                zero_power_via_newton_schulz_5(x.flatten(1), dtype=torch.float32, **options)
+                for x in updates
+            ]
+
+    return Float32Muon
 
 
 def _soap(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
-    try:
-        from pytorch_optimizer import SOAP
-    except ImportError as error:
-        raise ImportError(
-            'the contender "soap" needs pytorch_optimizer: pip install "scalegmn-opt[baselines]"'
-        ) from error
-    return SOAP(model.parameters(), weight_decay=0.0, **settings)
+    return _baselines().SOAP(model.parameters(), weight_decay=0.0, **settings)
 
 
 def _gauge_adam(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:

@@ -41,6 +41,11 @@ def save_weights(
     os.replace(temporary, path)
 
 
+def weights_kind(name_or_path: str | os.PathLike[str]) -> str | None:
+    """The kind of the weights, None for a file of something else; errors as of `load_weights`."""
+    return _read(name_or_path)[1].get("kind")
+
+
 def load_weights(
     name_or_path: str | os.PathLike[str], *, kind: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -50,19 +55,23 @@ def load_weights(
         FileNotFoundError: if there is neither such a file nor such packaged weights.
         ValueError: if the file is no intact weights file of this kind.
     """
-    path = _resolve(name_or_path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a safetensors file, got a damaged one ({error})"
-        ) from error
+    path, metadata, tensors = _read(name_or_path)
     found = (metadata.get("format"), metadata.get("kind"))
     if found != (FORMAT, kind):
         raise ValueError(f"{path}: expected {(FORMAT, kind)} (format, kind), got {found}")
     return json.loads(metadata["config"]), tensors
+
+
+def _read(name_or_path: str | os.PathLike[str]) -> tuple[Path, dict[str, str], dict[str, Tensor]]:
+    path = _resolve(name_or_path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return path, file.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: expected a safetensors file, got a damaged one ({error})"
+        ) from error
 
 
 def restore(

@@ -1,5 +1,6 @@
 """Contenders, runs and their cache, and the comparison as a whole."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -62,6 +63,34 @@ def test_baselines_have_seven_rates_and_defaults():
         assert len({settings["lr"] for settings in contender(name).grid}) >= 7
         assert contender(name).default is not None
     assert len(contender("gauge-adam").grid) == 1
+
+
+def test_muon_is_that_of_torch_up_to_rounding_and_takes_kernels():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 5))
+    ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+    matrices = [p for p in theirs.parameters() if p.ndim == 2]
+    vectors = [p for p in theirs.parameters() if p.ndim == 1]
+    options = {"lr": 0.01, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    steppers = [
+        contender("muon").make(ours, (), {"lr": 0.01}),
+        torch.optim.Muon(matrices, **options),
+        torch.optim.Adam(vectors, lr=0.01),
+    ]
+    for _ in range(3):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for stepper in steppers:
+            stepper.step()
+    for p, q, start in zip(*(m.parameters() for m in (ours, theirs, model)), strict=True):
+        assert (p - q).norm() < 0.02 * (p - start).norm()
+    kernel = nn.Conv2d(2, 4, 3)
+    before = kernel.weight.detach().clone()
+    kernel.weight.grad, kernel.bias.grad = torch.randn(4, 2, 3, 3), torch.zeros(4)
+    contender("muon").make(kernel, (), {"lr": 0.1}).step()
+    sizes = torch.linalg.svdvals((kernel.weight - before).detach().flatten(1))
+    assert sizes.max() < 2 * sizes.min()
 
 
 def test_a_run_is_the_training_loop_that_users_write():

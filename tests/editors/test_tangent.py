@@ -54,7 +54,7 @@ def test_both_products_are_those_of_the_jacobian(spec):
     torch.testing.assert_close(tangent.outputs, evaluate(start, spec, COORDS))
     delta = [normal(*m.shape) for m in join(start)]
     expected = (full @ flatten(delta).unsqueeze(2)).unflatten(1, (20, -1)).squeeze(3)
-    torch.testing.assert_close(tangent.change(delta), expected)
+    torch.testing.assert_close(tangent.movements(delta)[-1], expected)
     values = normal(2, 20, spec.out_features)
     torch.testing.assert_close(
         flatten(tangent.pull(values)), (full.mT @ values.flatten(1).unsqueeze(2)).squeeze(2)
@@ -78,17 +78,18 @@ def test_movements_are_those_of_every_layer():
 def test_conjugate_gradients_reach_a_change_that_is_possible(spec):
     start = params(spec)
     tangent = Tangent.of(start, spec, COORDS)
-    wanted = tangent.change([normal(*m.shape) for m in join(start)])
+    wanted = tangent.movements([normal(*m.shape) for m in join(start)])[-1]
+    stages, moved = tangent.stages(wanted, 60)
+    for one, other in zip(moved, tangent.movements(stages[-1]), strict=True):
+        torch.testing.assert_close(one, other)
     left = [
-        (wanted - tangent.change(delta)).square().sum((1, 2)) / wanted.square().sum((1, 2))
-        for delta in tangent.stages(wanted, 60)
+        (wanted - tangent.movements(delta)[-1]).square().sum((1, 2)) / wanted.square().sum((1, 2))
+        for delta in stages
     ]
     assert (left[0] < 1).all()
     assert (torch.stack(left).diff(dim=0) <= 1e-9).all()  # never worse
     assert (left[-1] < 1e-4).all()
-    torch.testing.assert_close(
-        flatten(tangent.solve(wanted, 3)), flatten(tangent.stages(wanted, 60)[2])
-    )
+    torch.testing.assert_close(flatten(tangent.solve(wanted, 3)), flatten(stages[2]))
 
 
 def test_curvature_makes_the_first_iterations_better():
@@ -96,7 +97,7 @@ def test_curvature_makes_the_first_iterations_better():
     spec = SirenSpec(hidden=(16, 16))
     start = params(spec)
     tangent = Tangent.of(start, spec, pixel_grid(12, 12))
-    wanted = tangent.change([normal(*m.shape) for m in join(start)])
+    wanted = tangent.movements([normal(*m.shape) for m in join(start)])[-1]
 
     class Plain(Tangent):
         def factors(self):
@@ -104,7 +105,9 @@ def test_curvature_makes_the_first_iterations_better():
             return [tuple(torch.eye(f.shape[-1]).to(f) for f in pair) for pair in pairs]
 
     plain = Plain(tangent.weights, tangent.inputs, tangent.slopes, tangent.outputs)
-    errors = [(wanted - t.change(t.solve(wanted, 3))).square().mean() for t in (tangent, plain)]
+    errors = [
+        (wanted - t.movements(t.solve(wanted, 3))[-1]).square().mean() for t in (tangent, plain)
+    ]
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -129,7 +132,7 @@ def test_copies_follow_the_tangent_where_one_network_does_not(spec, copies):
     start = params(spec)
     tangent = Tangent.of(start, spec, COORDS)
     delta = [0.02 * normal(*m.shape) for m in join(start)]
-    change = tangent.change(delta)
+    change = tangent.movements(delta)[-1]
     several = tangent_copies(start, split(delta), copies)
     wide = widened(spec, several)
     assert wide.hidden == tuple(copies * width for width in spec.hidden)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from scalegmn_opt.editors import LearnedEditor
+from scalegmn_opt.editors import InpaintingEditor, LearnedEditor
 from scalegmn_opt.editors.learned import MEANINGS
 from scalegmn_opt.editors.picture import one_hot
+from scalegmn_opt.editors.targets import harmonic
 from scalegmn_opt.editors.training import EditingObjective, EditorRecipe, resize
 from scalegmn_opt.inr import SirenSpec, evaluate, fit_store, pixel_grid
 from scalegmn_opt.meta import MetaTrainer
@@ -152,12 +153,82 @@ def test_a_gradient_is_one_more_input_of_trained_weights(recipe, store, images, 
 
 
 def test_steps_alone_can_be_trained(recipe, store, images, tmp_path):
-    objective = recipe.model_copy(update={"pictures": False}).objective(store, images)
+    objective = recipe.model_copy(update={"trained": "steps"}).objective(store, images)
     loss, _ = objective(objective.new_worker(0))
     loss.backward()
     moved = {name for name, p in objective.editor.named_parameters() if p.grad is not None}
     assert any(name.startswith("step.") for name in moved)
     assert not any(name.startswith("picture.") for name in moved)
+
+
+def test_pictures_alone_can_be_trained(recipe, store, images):
+    objective = recipe.model_copy(update={"trained": "pictures"}).objective(store, images)
+    worker = objective.new_worker(0)
+    for _ in range(8):  # some would take rounds
+        objective(worker)[0].backward()
+    moved = {name for name, p in objective.editor.named_parameters() if p.grad is not None}
+    assert any(name.startswith("picture.") for name in moved)
+    assert not any(name.startswith("step.") for name in moved)
+
+
+@pytest.fixture
+def inpainting(recipe):
+    changes = {"edits": {"inpaint": 1.0}, "trained": "pictures"}
+    return recipe.model_copy(update=changes)
+
+
+def test_training_teaches_to_fill(inpainting, tmp_path):
+    stripes = torch.stack([(torch.arange(8) + i) // 2 % 2 for i in range(6)])
+    images = stripes[:, None, None].expand(-1, 1, 8, -1).float()
+    generator, spec = torch.Generator().manual_seed(0), SirenSpec(hidden=(12, 12))
+    store = fit_store(images, tuple("abcdef"), spec, generator=generator, progress=False)
+    objective = inpainting.objective(store, images)
+    options = inpainting.trainer.model_dump()
+    trainer = MetaTrainer(
+        objective, tmp_path, accelerator=Accelerator(cpu=True), progress=False, **options
+    )
+    trainer.train()
+    editor = InpaintingEditor.from_pretrained(tmp_path / "weights.safetensors")
+    region = torch.zeros(6, 8, 8)
+    region[:, 3:6, 2:5] = 1.0
+    with torch.no_grad():
+        filled = editor.imagine(store.params, store.spec, region).mT.reshape(images.shape)
+    inside = region[:, None] > 0
+    smooth = harmonic(images, inside)
+    errors = [(x - images)[inside].square().mean() for x in (filled, smooth)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_regions_to_fill_are_boxes_of_all_places_and_sizes(inpainting, store, images):
+    objective = inpainting.model_copy(update={"batch_size": 400}).objective(store, images)
+    _, regions, targets = objective._draw(torch.Generator().manual_seed(0))
+    assert regions.shape == (400, 8, 8)
+    assert targets.shape == (400, 64, 1)
+    rows, columns = regions.amax(2), regions.amax(1)
+    assert torch.equal(rows[:, :, None] * columns[:, None], regions)
+    assert set(rows.sum(1).tolist()) == set(columns.sum(1).tolist()) == {1, 2, 3}
+    assert (regions.amax(0) == 1).all()
+    assert torch.equal(regions[0], regions[3])
+    assert len(torch.unique(regions, dim=0)) > 40
+
+
+def test_inpainting_can_begin_with_the_steps_of_any_editor(recipe, inpainting, store, tmp_path):
+    images = torch.zeros(6, 1, 8, 8)
+    recipe.objective(store, images).editor.save_pretrained(tmp_path / "edits.safetensors")
+    begun = inpainting.model_copy(update={"start": str(tmp_path / "edits.safetensors")})
+    first = begun.objective(store, images).editor
+    expected = LearnedEditor.from_pretrained(tmp_path / "edits.safetensors")
+    for name, value in expected.step.state_dict().items():
+        assert torch.equal(first.step.state_dict()[name], value)
+    first.save_pretrained(tmp_path / "fills.safetensors")
+    again = inpainting.model_copy(update={"start": str(tmp_path / "fills.safetensors"), "seed": 1})
+    second = again.objective(store, images).editor.state_dict()
+    assert all(torch.equal(second[name], value) for name, value in first.state_dict().items())
+    with pytest.raises(ValueError, match="start: expected probes 4, got 3"):
+        size = recipe.editor.model_copy(update={"probes": 4})
+        begun.model_copy(update={"editor": size}).objective(store, images)
+    with pytest.raises(ValueError, match=r"expected .*'editor'.*got .*'inpainting editor'"):
+        recipe.model_copy(update={"start": again.start}).objective(store, images)
 
 
 def test_images_networks_and_editor_must_fit(recipe, store, images):
@@ -176,6 +247,8 @@ def test_images_networks_and_editor_must_fit(recipe, store, images):
         ("{invert: 1.0}", "unknown edit 'invert'; choose from"),
         ("{blur: 0.0}", "largest strength of blur must be positive"),
         ("{}", "at least 1"),
+        ("{inpaint: 1.0, blur: 1.0}", "an editor that inpaints learns nothing else, up to 1"),
+        ("{inpaint: 0.5}", "an editor that inpaints learns nothing else, up to 1"),
     ],
 )
 def test_edits_that_cannot_be_trained(tmp_path, edits, message):
