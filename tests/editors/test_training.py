@@ -224,8 +224,8 @@ def test_inpainting_can_begin_with_the_steps_of_any_editor(recipe, inpainting, s
     again = inpainting.model_copy(update={"start": str(tmp_path / "fills.safetensors"), "seed": 1})
     second = again.objective(store, images).editor.state_dict()
     assert all(torch.equal(second[name], value) for name, value in first.state_dict().items())
+    size = recipe.editor.model_copy(update={"probes": 4})
     with pytest.raises(ValueError, match="start: expected probes 4, got 3"):
-        size = recipe.editor.model_copy(update={"probes": 4})
         begun.model_copy(update={"editor": size}).objective(store, images)
     with pytest.raises(ValueError, match=r"expected .*'editor'.*got .*'inpainting editor'"):
         recipe.model_copy(update={"start": again.start}).objective(store, images)
