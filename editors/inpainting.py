@@ -10,10 +10,9 @@ from scalegmn_opt.inr import SirenSpec
 
 from .learned import Learned, LearnedEditor
 from .masks import Inpaint
-from .refit import check_mask
 from .targets import harmonic
 
-INPAINTERS = ("mnist-inpainting", "colour-inpainting")  # 28x28 digits, 32x32 colour patches
+INPAINTER = "mnist-inpainting"  # 28x28 digits
 
 
 class InpaintingEditor(LearnedEditor):
@@ -62,13 +61,19 @@ class LearnedInpaint(Learned):
         copies: int = 1,
         midpoints: bool = False,
     ) -> None:
-        used = weights or INPAINTERS
+        used = weights or (INPAINTER,)
         super().__init__(Inpaint(region), *used, copies=copies, midpoints=midpoints)
         self.region = region
 
     def check(self, spec: SirenSpec, image_size: tuple[int, int]) -> None:
+        """As in :class:`Edit`.
+
+        Raises:
+            TypeError: a region that is not boolean.
+            ValueError: also a region of another size, or one that leaves no pixel.
+        """
         super().check(spec, image_size)
-        check_mask(self.region.float(), image_size)
+        self.target(torch.zeros(1, 1, *image_size), 1.0)  # rejects such regions
 
     def _strengths(self, editor: LearnedEditor, like: Tensor, strength: float) -> Tensor:
         return strength * self.region.to(like).expand(len(like), -1, -1)

@@ -133,8 +133,14 @@ def test_an_edit_is_the_editors(editor, weights):
 
 
 def test_what_cannot_be(weights):
-    with pytest.raises(ValueError, match=r"mask must have the pictures' size \(8, 8\), got \(8, 7"):
-        LearnedInpaint(REGION[:, :7], weights).check(SPEC, (SIDE, SIDE))
+    for region, message in (
+        (REGION[:, :7], r"mask must have the images' size \(8, 8\), got \(8, 7\)"),
+        (torch.ones_like(REGION), "mask must leave a pixel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LearnedInpaint(region, weights).check(SPEC, (SIDE, SIDE))
+    with pytest.raises(TypeError, match="mask must be boolean"):
+        LearnedInpaint(REGION.float(), weights).check(SPEC, (SIDE, SIDE))
     with pytest.raises(ValueError, match="spec must be that of an editor for inpaint"):
         LearnedInpaint(REGION).check(SPEC, (SIDE, SIDE))
     with pytest.raises(ValueError, match="strength of inpaint must not be negative"):
@@ -189,7 +195,7 @@ def test_recipes_ask_for_a_guess():
 
 
 def test_a_report_has_errors_where_there_is_a_truth(weights, monkeypatch):
-    monkeypatch.setattr("scalegmn_opt.editors.inpainting.INPAINTERS", (str(weights),))
+    monkeypatch.setattr("scalegmn_opt.editors.inpainting.INPAINTER", str(weights))
     images = torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     store = fit_store(images, ("a", "b"), SPEC, generator=generator, steps=5, progress=False)
