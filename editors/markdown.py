@@ -4,6 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from .scores import EditReport, RefitCurve, Score, StepScore
 
+_GUESS = (
+    "What belongs in the region that is inpainted nobody knows: errors are those of the rest of "
+    "the picture, and the target shows the smoothest filling there."
+)
+
 
 def as_markdown(report: EditReport, source: str, pictures: Sequence[str]) -> str:
     """The report as a page, with the files `pictures` in it."""
@@ -14,6 +19,7 @@ def as_markdown(report: EditReport, source: str, pictures: Sequence[str]) -> str
         "the same edits on pixels; errors are means over the networks. Before any edit the mean "
         f"squared error is {report.mse_of_input:.3g}.",
         _scores(report),
+        _GUESS if any(step.guesses for step in report.steps) else "",
         f"The grid x{report.scale} is held to the edited renders of the networks themselves, "
         f"{len(report.fine_target)} of them. Alone: to the edit of the render just before, without "
         "the errors of earlier edits.",

@@ -14,6 +14,7 @@ from scalegmn_opt.inr import INRStore, SirenSpec, joined, psnr_from_mse, refine,
 
 from .chain import LEARNED, EditRecipe, EditStep, resolve
 from .edit import Edit, Meaning, widened
+from .inpainting import LearnedInpaint
 from .learned_steps import LearnedSteps
 from .refit import Refit
 from .scores import SAMPLE, EditReport, RefitCurve, RefitPoint, Score, StepScore
@@ -68,7 +69,7 @@ def measure(
         images: what the networks hold, `(batch, channels, height, width)`; their own renders at
             `store.image_size` if None.
         scale: of the finer grid.
-        curve: whether Adam is measured beside every edit.
+        curve: whether Adam is measured beside every edit whose target is known.
         progress: whether refits show a progress bar.
         unfinished: keeps what is finished, and has what an interrupted run finished.
 
@@ -91,7 +92,8 @@ def measure(
         fine.advance(edit, _first(params, SAMPLE), spec, step.strength)
         stages.append(fine.current)
         own = alone.mse(coarse.current).mean().item()
-        points = _kept_curve(before, coarse, number, unfinished) if curve else None
+        compared = curve and not isinstance(edit, LearnedInpaint)  # whose target is not its own
+        points = _kept_curve(before, coarse, number, unfinished) if compared else None
         scores = coarse.scores[-1], fine.scores[-1]
         times = after.ms_per_inr, after.cpu_ms_per_inr
         taken = _as_taken(step, edit)

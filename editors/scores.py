@@ -7,7 +7,8 @@ from torch import Tensor
 
 from scalegmn_opt.inr import INRStore
 
-from .chain import EditRecipe, EditStep
+from .chain import LEARNED, EditRecipe, EditStep
+from .masks import Inpaint
 
 SAMPLE = 16  # networks on a contact sheet, on the finer grid, and refitted for comparison
 
@@ -78,6 +79,11 @@ class StepScore:
     ms_per_inr: float
     cpu_ms_per_inr: float
     curve: RefitCurve | None
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it fills a region of which nobody knows what belongs there."""
+        return self.step.edit == Inpaint.name and self.mechanism == LEARNED
 
     def as_dict(self) -> dict[str, Any]:
         """One flat mapping of the edit and its score, and two within it."""

@@ -16,6 +16,7 @@ from scalegmn_opt.editors import (
     Truth,
     measure,
     resolve,
+    write_report,
 )
 from scalegmn_opt.editors.targets import harmonic, inpaint
 from scalegmn_opt.inr import SirenSpec, fit_store, initial_parameters, render, siren_graph
@@ -194,16 +195,22 @@ def test_recipes_ask_for_a_guess():
         route(step(mechanism="learned"), SPEC, SIDE)
 
 
-def test_a_report_has_errors_where_there_is_a_truth(weights, monkeypatch):
+def test_a_report_has_errors_where_there_is_a_truth(weights, monkeypatch, tmp_path):
     monkeypatch.setattr("scalegmn_opt.editors.inpainting.INPAINTER", str(weights))
     images = torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     store = fit_store(images, ("a", "b"), SPEC, generator=generator, steps=5, progress=False)
     recipe = EditRecipe(name="r", edits=[step(mechanism="learned")])
-    report = measure(store, recipe, EDITS, images=images)
+    report = measure(store, recipe, EDITS, images=images, curve=True)
+    assert report.steps[0].guesses
+    assert report.steps[0].curve is None
+    write_report(report, tmp_path / "out", source="images")
+    assert "nobody knows" in (tmp_path / "out" / "report.md").read_text()
     error = (report.edited - images)[..., ~REGION].square().mean().item()
     assert report.total.mse == pytest.approx(error, rel=1e-4)
     assert report.total.share_removed is None  # nothing was to change there
     assert torch.equal(report.difference[..., REGION], torch.zeros(2, 1, 9))
     inverted = EditRecipe(name="r", edits=[*recipe.edits, EditStep(edit="invert", strength=1.0)])
-    assert measure(store, inverted, EDITS, images=images).total.share_removed is not None
+    report = measure(store, inverted, EDITS, images=images)
+    assert report.total.share_removed is not None
+    assert [s.guesses for s in report.steps] == [True, False]
