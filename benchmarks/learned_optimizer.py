@@ -2,12 +2,14 @@
 
 `python benchmarks/learned_optimizer.py mnist.npz [--weights NAME_OR_FILE ...] [--against NAME ...]
 [--tasks NAME ...] [--result NAME] [--jobs 2]`. Runs are kept in `--out`, so that an interrupted
-benchmark goes on where it was. The two results here were made by
+benchmark goes on where it was. The results here were made by
 
     --weights general permutation --against no-graph soap nadamw adamw sgd --tasks mnist-64 ...
     --weights general permutation --against no-graph --result learned_optimizer_all
+    --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
+    --against soap muon --tasks digits-long --result learned_optimizer_long
 
-the first on all tasks of 500 steps, the second on all tasks.
+the first and the third on all tasks of 500 steps, the second on all tasks.
 """
 
 import argparse
