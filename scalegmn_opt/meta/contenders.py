@@ -15,6 +15,7 @@ Settings = Mapping[str, float]
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 _TRIALS = 20  # of the random search
 LEARNED = "learned:"
+_OF_BASELINES = ("muon", "soap")
 _ADAM_BY_MUON = {"betas": (0.9, 0.999), "eps": 1e-8}  # as torch.optim.Adam has them
 
 
@@ -178,6 +179,7 @@ def contender(name: str) -> Contender:
     Raises:
         ValueError: if there is none.
         FileNotFoundError: if there are no such weights.
+        ImportError: if it is of a package that is not installed.
     """
     if name.startswith(LEARNED):
         return Contender(_learned(name.removeprefix(LEARNED)))
@@ -185,4 +187,6 @@ def contender(name: str) -> Contender:
         raise ValueError(
             f"unknown optimizer {name!r}; choose from {sorted(CONTENDERS)} or 'learned:WEIGHTS'"
         )
+    if name in _OF_BASELINES:
+        _baselines()
     return CONTENDERS[name]

@@ -65,6 +65,14 @@ def test_baselines_have_seven_rates_and_defaults():
     assert len(contender("gauge-adam").grid) == 1
 
 
+@pytest.mark.parametrize("name", ["muon", "soap"])
+def test_a_missing_package_is_known_before_the_first_run(name, tasks_module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ImportError, match=r'pip install "scalegmn-opt\[baselines\]"'):
+        Evaluation([tasks_module], ["adam", name], tmp_path)
+    Evaluation([tasks_module], ["adam"], tmp_path)
+
+
 def test_muon_is_that_of_torch_up_to_rounding_and_takes_kernels():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 5))
