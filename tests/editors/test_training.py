@@ -177,6 +177,7 @@ def inpainting(recipe):
     return recipe.model_copy(update=changes)
 
 
+@pytest.mark.slow
 def test_training_teaches_to_fill(inpainting, tmp_path):
     stripes = torch.stack([(torch.arange(8) + i) // 2 % 2 for i in range(6)])
     images = stripes[:, None, None].expand(-1, 1, 8, -1).float()
