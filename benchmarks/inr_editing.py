@@ -36,7 +36,9 @@ from scalegmn_opt.editors import (
 )
 from scalegmn_opt.editors.edit import widened
 from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_copies
+from scalegmn_opt.editors.training import resize
 from scalegmn_opt.inr import SirenSpec, fit, refine, render
+from scalegmn_opt.tasks import digits as scikit_digits
 from scalegmn_opt.tasks import mnist, photographs
 
 CHUNK = 32
@@ -223,8 +225,12 @@ def measure_patches(_: Path, count: int) -> list[dict[str, Any]]:
 
 
 def measure_blots(mnist_file: Path, count: int) -> list[dict[str, Any]]:
-    """Rows of inpainting."""
-    return measure_inpainting("MNIST", "mnist-inpainting", digits(mnist_file, count))
+    """Rows of inpainting; soft, enlarged digits are unlike those of its training."""
+    soft = scikit_digits().part("test")[0][:count].reshape(-1, 1, 8, 8).float()
+    return [
+        *measure_inpainting("MNIST", "mnist-inpainting", digits(mnist_file, count)),
+        *measure_inpainting("enlarged digits", "mnist-inpainting", resize(soft, 28)),
+    ]
 
 
 PARTS = {"digits": measure_digits, "patches": measure_patches, "inpainting": measure_blots}

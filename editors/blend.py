@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from scalegmn_opt.inr import SirenSpec
@@ -39,6 +40,11 @@ class Blend(Edit):
     @property
     def mechanism(self) -> str:  # type: ignore[override]
         return f"{self.one.mechanism} + {self.other.mechanism}"
+
+    @property
+    def guessed(self) -> Tensor | None:  # type: ignore[override]
+        regions = [edit.guessed for edit in (self.one, self.other) if edit.guessed is not None]
+        return torch.stack(regions).any(0) if regions else None
 
     def target(self, images: Tensor, strength: float) -> Tensor:
         one = self.one.target(images, strength)

@@ -265,15 +265,13 @@ def _resolve_one(
     direct = meaning if isinstance(meaning, Edit) and mask is None else None
     special = step.copies is not None or step.midpoints is not None
     options = {"copies": step.copies or 1, "midpoints": step.midpoints or False}
-    # Where nobody knows what is right, a guess is made only if it is asked for.
-    guessed = isinstance(meaning, Inpaint)
     if isinstance(meaning, Inpaint):
         meaning, mask = meaning.of(mask), None
         direct = LearnedInpaint(meaning.region, **options)
     elif special and isinstance(direct, LearnedEdit):
         direct = direct.of(**options)
     free = step.mechanism is None and not special
-    if step.mechanism in _STEPS or (free and (guessed or not _can(direct, spec, image_size))):
+    if step.mechanism in _STEPS or (free and not _fits(direct, spec, image_size)):
         kind = step.mechanism or REFIT
         by = _LEARNED_STEPS if kind == LEARNED_REFIT else optimizer
         return Refit(meaning, image_size, step.steps or _STEPS[kind], mask, by, progress)
@@ -287,8 +285,9 @@ def _resolve_one(
     return direct
 
 
-def _can(edit: Edit | None, spec: SirenSpec, image_size: tuple[int, int]) -> bool:
-    if edit is None:
+def _fits(edit: Edit | None, spec: SirenSpec, image_size: tuple[int, int]) -> bool:
+    """Whether an edit can be taken unasked, which a guess is not."""
+    if edit is None or edit.guessed is not None:
         return False
     try:
         edit.check(spec, image_size)

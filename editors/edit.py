@@ -18,6 +18,7 @@ class Meaning(ABC):
         name: what recipes call it.
         unit: what the strength counts.
         options: what else a recipe may say about it.
+        guessed: `(height, width)`, True where nobody knows what is right after it; None if nowhere.
 
     Shapes: images `(batch, channels, height, width)`.
     """
@@ -25,6 +26,7 @@ class Meaning(ABC):
     name: str
     unit: str
     options: ClassVar[tuple[str, ...]] = ()
+    guessed: Tensor | None = None
 
     @abstractmethod
     def target(self, images: Tensor, strength: float) -> Tensor:

@@ -63,7 +63,7 @@ class LearnedInpaint(Learned):
     ) -> None:
         used = weights or (INPAINTER,)
         super().__init__(Inpaint(region), *used, copies=copies, midpoints=midpoints)
-        self.region = region
+        self.guessed = region
 
     def check(self, spec: SirenSpec, image_size: tuple[int, int]) -> None:
         """As in :class:`Edit`.
@@ -76,4 +76,4 @@ class LearnedInpaint(Learned):
         self.target(torch.zeros(1, 1, *image_size), 1.0)  # rejects such regions
 
     def _strengths(self, editor: LearnedEditor, like: Tensor, strength: float) -> Tensor:
-        return strength * self.region.to(like).expand(len(like), -1, -1)
+        return strength * self.guessed.to(like).expand(len(like), -1, -1)

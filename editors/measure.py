@@ -14,7 +14,6 @@ from scalegmn_opt.inr import INRStore, SirenSpec, joined, psnr_from_mse, refine,
 
 from .chain import LEARNED, EditRecipe, EditStep, resolve
 from .edit import Edit, Meaning, widened
-from .inpainting import LearnedInpaint
 from .learned_steps import LearnedSteps
 from .refit import Refit
 from .scores import SAMPLE, EditReport, RefitCurve, RefitPoint, Score, StepScore
@@ -81,29 +80,19 @@ def measure(
         raise ValueError(f"scale must be at least 1, got {scale}")
     coarse, fine = _grid(store, images), _fine_grid(store[:SAMPLE], scale)
     mse_of_input = coarse.truth.mse(coarse.current).mean().item()
-    params, spec, steps, stages = dict(store.params), store.spec, [], [fine.first]
+    now, steps, stages = store, [], [fine.first]
     for number, step in enumerate(tqdm(recipe.edits, desc="edit", disable=not progress)):
-        edit = resolve(step, edits, spec=spec, image_size=store.image_size, progress=progress)
-        alone = Truth.of_networks(params, spec, store.image_size).after(edit, step.strength)
-        before = replace(store, params=params, spec=spec)
-        after = _Step(edit, step.strength, number, unfinished).timed(before)
-        params, spec = after.params, widened(spec, after.params)
-        coarse.advance(edit, params, spec, step.strength)
-        fine.advance(edit, _first(params, SAMPLE), spec, step.strength)
+        edit = resolve(step, edits, spec=now.spec, image_size=now.image_size, progress=progress)
+        run = _Step(edit, step.strength, number, unfinished)
+        score, now = _scored(run, _as_taken(step, edit), now, (coarse, fine), curve=curve)
+        steps.append(score)
         stages.append(fine.current)
-        own = alone.mse(coarse.current).mean().item()
-        compared = curve and not isinstance(edit, LearnedInpaint)  # whose target is not its own
-        points = _kept_curve(before, coarse, number, unfinished) if compared else None
-        scores = coarse.scores[-1], fine.scores[-1]
-        times = after.ms_per_inr, after.cpu_ms_per_inr
-        taken = _as_taken(step, edit)
-        steps.append(StepScore(taken, edit.mechanism, *scores, own, *times, points))
     psnr = psnr_from_mse(coarse.truth.mse(coarse.current))
     return EditReport(
         recipe=recipe,
         ground_truth="renders of the networks" if images is None else "source images",
         before=store,
-        after=INRStore(params, spec, store.names, psnr, store.image_size),
+        after=replace(now, psnr=psnr),
         input=coarse.first,
         edited=coarse.current,
         target=coarse.truth.images,
@@ -116,6 +105,26 @@ def measure(
         total=coarse.total(),
         scaled=fine.total(),
     )
+
+
+def _scored(
+    run: "_Step", taken: EditStep, before: INRStore, grids: tuple[_Grid, _Grid], *, curve: bool
+) -> tuple[StepScore, INRStore]:
+    """One step taken, on both grids, and the networks after it."""
+    edit, strength, (coarse, fine) = run.edit, run.strength, grids
+    alone = Truth.of_networks(before.params, before.spec, before.image_size).after(edit, strength)
+    timed = run.timed(before)
+    after = replace(before, params=timed.params, spec=widened(before.spec, timed.params))
+    coarse.advance(edit, after.params, after.spec, strength)
+    fine.advance(edit, _first(after.params, SAMPLE), after.spec, strength)
+    own = alone.mse(coarse.current).mean().item()
+    guesses = edit.guessed is not None
+    # A refit in place of a guess would have another target.
+    compared = curve and not guesses
+    points = _kept_curve(before, coarse, run.number, run.unfinished) if compared else None
+    scores = coarse.scores[-1], fine.scores[-1]
+    times = timed.ms_per_inr, timed.cpu_ms_per_inr
+    return StepScore(taken, edit.mechanism, *scores, own, *times, points, guesses), after
 
 
 def check_recipe(

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from scalegmn_opt.inr import INRStore
 
-from .chain import LEARNED, EditRecipe, EditStep
-from .masks import Inpaint
+from .chain import EditRecipe, EditStep
 
 SAMPLE = 16  # networks on a contact sheet, on the finer grid, and refitted for comparison
 
@@ -69,6 +68,7 @@ class StepScore:
         ms_per_inr, cpu_ms_per_inr: time and processor time in milliseconds per network, loading of
             weights left out.
         curve: refits in its place, if asked for.
+        guesses: whether nobody knows, somewhere in the picture, what is right after it.
     """
 
     step: EditStep
@@ -79,11 +79,7 @@ class StepScore:
     ms_per_inr: float
     cpu_ms_per_inr: float
     curve: RefitCurve | None
-
-    @property
-    def guesses(self) -> bool:
-        """Whether it fills a region of which nobody knows what belongs there."""
-        return self.step.edit == Inpaint.name and self.mechanism == LEARNED
+    guesses: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """One flat mapping of the edit and its score, and two within it."""
@@ -92,6 +88,7 @@ class StepScore:
             "mse_alone": self.mse_alone,
             "ms_per_inr": self.ms_per_inr,
             "cpu_ms_per_inr": self.cpu_ms_per_inr,
+            "guesses": self.guesses,
             "scaled": asdict(self.scaled),
         }
         curve = {} if self.curve is None else {"refit": asdict(self.curve)}

@@ -11,7 +11,6 @@ from scalegmn_opt.inr import SirenSpec, evaluate, pixel_grid, render
 from .blend import Blend
 from .closed_form import ClosedForm, CoordinateEdit, Function, IntensityEdit
 from .edit import Meaning
-from .inpainting import LearnedInpaint
 from .refit import Refit
 
 _POINTS = 2**18  # networks x coordinates at once
@@ -27,7 +26,7 @@ class Truth:
 
     Attributes:
         known: which pixels have a truth; what a rotation brings in from outside an image has none,
-            nor has a region that a network fills by what it learned.
+            nor has what an edit guesses.
         function: the same pictures as a function, as long as every edit was in closed form.
 
     Shapes: images `(batch, channels, scale * height, scale * width)`; known the same, with one
@@ -59,12 +58,16 @@ class Truth:
         Raises:
             ValueError: nothing of the picture is left, or a strength that the edit rejects.
         """
+        edited = self._after(edit, strength)
+        if edit.guessed is None:
+            return edited
+        return replace(edited, known=edited.known & ~self._fine(edit.guessed))
+
+    def _after(self, edit: Meaning, strength: float) -> "Truth":
         if isinstance(edit, Blend):
             return self._between(edit, strength)
         if isinstance(edit, Refit):
             return self._within(edit.mask, self.after(edit.meaning, strength))
-        if isinstance(edit, LearnedInpaint):
-            return self._outside(edit, strength)
         if self.function is not None and isinstance(edit, ClosedForm):
             function = edit.of(self.function, strength)
             return replace(self, images=self._sample(function), function=function)
@@ -96,12 +99,6 @@ class Truth:
     def _between(self, edit: Blend, strength: float) -> "Truth":
         one, other = self.after(edit.one, strength), self.after(edit.other, edit.other_strength)
         images, known = one.images.lerp(other.images, edit.weight), one.known & other.known
-        return replace(self, images=images, known=known, function=None)
-
-    def _outside(self, edit: LearnedInpaint, strength: float) -> "Truth":
-        """What was in the region nobody knows; its smoothest filling stands there."""
-        images = _by_offset(edit, self.images, strength, scale=self.scale)
-        known = self.known & ~self._fine(edit.region)
         return replace(self, images=images, known=known, function=None)
 
     def _within(self, mask: Tensor | None, edited: "Truth") -> "Truth":

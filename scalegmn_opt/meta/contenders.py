@@ -92,7 +92,7 @@ def _muon(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Steppe
 
 @cache
 def _float32_muon() -> Any:
-    """Muon that iterates in float32: bfloat16 is emulated on many CPUs, twenty times slower."""
+    """Muon that iterates in float32: many CPUs emulate bfloat16."""
     from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
 
     class Float32Muon(_baselines().Muon):

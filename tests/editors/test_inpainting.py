@@ -8,6 +8,7 @@ import torch
 from scalegmn_opt import random_transform
 from scalegmn_opt.editors import (
     EDITS,
+    Blend,
     EditRecipe,
     EditStep,
     InpaintingEditor,
@@ -168,6 +169,18 @@ def test_what_belongs_in_the_region_is_not_known():
         assert truth.differs(Truth(fine + 1, known, scale))
 
 
+def test_a_blend_with_a_guess_is_not_known_there_either():
+    images = torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    truth, guess = Truth.of_images(images), LearnedInpaint(REGION)
+    blends = [Blend(guess, EDITS["invert"], 1.0, 0.5), Blend(EDITS["invert"], guess, 1.0, 0.5)]
+    for blend in blends:
+        assert torch.equal(truth.after(blend, 1.0).known[0, 0], ~REGION)
+    assert Blend(EDITS["invert"], EDITS["invert"], 1.0, 0.5).guessed is None
+    assert torch.equal(
+        Blend(guess, LearnedInpaint(REGION.mT), 1.0, 0.5).guessed, REGION | REGION.mT
+    )
+
+
 def step(**changes):
     return EditStep(edit="inpaint", strength=1.0, mask=BOX, **changes)
 
@@ -202,7 +215,7 @@ def test_a_report_has_errors_where_there_is_a_truth(weights, monkeypatch, tmp_pa
     store = fit_store(images, ("a", "b"), SPEC, generator=generator, steps=5, progress=False)
     recipe = EditRecipe(name="r", edits=[step(mechanism="learned")])
     report = measure(store, recipe, EDITS, images=images, curve=True)
-    assert report.steps[0].guesses
+    assert report.steps[0].as_dict()["guesses"]
     assert report.steps[0].curve is None
     write_report(report, tmp_path / "out", source="images")
     assert "nobody knows" in (tmp_path / "out" / "report.md").read_text()
