@@ -22,7 +22,7 @@ from scalegmn_opt.optim.checks import (
 from scalegmn_opt.optim.compiled import CompiledRule
 from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
-from scalegmn_opt.optim.guard import Health, finite, guarded
+from scalegmn_opt.optim.guard import Health, block_norms, finite, guarded, relative_sizes
 from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
 
@@ -193,10 +193,17 @@ class GraphOptimizer(Optimizer):
         self._move_rule(next(iter(params.values())))
         resting = state.keys() - active.keys()
         state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
-        updates, state = self._apply_rule(params, grads, state)
-        own = {name: updates[name] for name in active}
-        limited = [name for name, (_, group) in active.items() if group["max_change"] is not None]
-        own, sizes = guarded(own, self.graph, state, self.rule, self._health, unbounded=limited)
+        updates, state, norms = self._apply_rule(params, grads, state)
+        sizes = relative_sizes(updates, norms, self.graph)
+        own, sizes = guarded(
+            {name: updates[name] for name in active},
+            {name: sizes[name] for name in active},
+            self.graph,
+            state,
+            self.rule,
+            self._health,
+            unbounded=[n for n, (_, group) in active.items() if group["max_change"] is not None],
+        )
         return (
             {name: update[0] for name, update in own.items()},
             {name: {k: v[0] for k, v in state[name].items()} for name in active},
@@ -205,11 +212,13 @@ class GraphOptimizer(Optimizer):
 
     def _apply_rule(
         self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State
-    ) -> tuple[dict[str, Tensor], State]:
+    ) -> tuple[dict[str, Tensor], State, Tensor]:
+        """Updates, the next state, and the updates' :func:`block_norms`."""
         self.rule.overwrites = not torch.is_grad_enabled()
         try:
             if not self.compile:
-                return self.rule(self.graph, params, grads, state)
+                updates, state = self.rule(self.graph, params, grads, state)
+                return updates, state, block_norms(updates, self.graph, state)
             if self._compiled is None:
                 self._compiled = CompiledRule(self.rule, self.graph)
             return self._compiled(params, grads, state)

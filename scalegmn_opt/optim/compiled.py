@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.optim.guard import block_norms
 from scalegmn_opt.optim.state import Rule, State
 
 Updates = dict[str, Tensor]
 
 
 class CompiledRule:
-    """``(params, grads, state) -> (updates, state)`` of ``rule`` on ``graph``, by torch.compile.
+    """``(params, grads, state) -> (updates, state, norms)`` of a rule on a graph, by torch.compile.
 
-    The first call compiles. What belongs to the rule and the graph is taken as it is then, and
-    looked at no more: checking it would take longer than a step of a small network. Shapes,
-    dtypes and devices of the tensors are checked at each call, and compiled for anew.
+    Third are the updates' :func:`block_norms`. The first call compiles. What belongs to the rule
+    and the graph is taken as it is then, and looked at no more: checking it would take longer than
+    a step of a small network. Shapes, dtypes and devices of the tensors are checked at each call,
+    and compiled for anew.
     """
 
     def __init__(self, rule: Rule, graph: WeightGraph) -> None:
-        def step(params: Updates, grads: Updates, state: State) -> tuple[Updates, State]:
-            return rule(graph, params, grads, state)
+        def step(params: Updates, grads: Updates, state: State) -> tuple[Updates, State, Tensor]:
+            updates, state = rule(graph, params, grads, state)
+            return updates, state, block_norms(updates, graph, state)
 
         for part in (graph, *graph.groups, *graph.blocks):
             _work_out(part)
@@ -33,7 +36,9 @@ class CompiledRule:
         )
         self._is_new = True
 
-    def __call__(self, params: Updates, grads: Updates, state: State) -> tuple[Updates, State]:
+    def __call__(
+        self, params: Updates, grads: Updates, state: State
+    ) -> tuple[Updates, State, Tensor]:
         if not self._is_new:
             return self._step(params, grads, state)
         with warnings.catch_warnings():

@@ -8,6 +8,8 @@ from torch import Tensor
 # 141: in training as good as five (docs/meta_training.md).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 4
+_SQUARE = 1.5  # up to this ratio of its sides the iterations on a matrix itself are cheaper
+_WHOLE = 256  # largest side of symmetric products that are worked out as a whole
 
 
 def relative_to_noise(momentum: Tensor, square: Tensor) -> Tensor:
@@ -58,9 +60,23 @@ def whitened(momentum: Tensor, *, folds: int = 1) -> Tensor:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
     x = unit_rms(momentum, folds=folds)
-    if min(matrix_shape(x)) == 1:
+    short, long = sorted(matrix_shape(x))
+    if short == 1:
         return x
-    return apply_whitener(whitener(x), x)
+    return _newton_schulz(x) if long <= _SQUARE * short else apply_whitener(whitener(x), x)
+
+
+def _newton_schulz(x: Tensor) -> Tensor:
+    """What :func:`apply_whitener` makes of ``x`` and its own whitener, by iterations on ``x``."""
+    rows = _wide(x)
+    norm = torch.linalg.vector_norm(rows, dim=(1, 2), keepdim=True)
+    rows = rows / (norm + (norm == 0))
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_ITERATIONS):
+        gram = torch.bmm(rows, rows.mT)
+        rows = torch.baddbmm(rows, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), rows, beta=a)
+    rows = scaled(rows, max(matrix_shape(x)) ** 0.5)
+    return (rows.mT if is_tall(x) else rows).reshape(x.shape)
 
 
 def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
@@ -71,7 +87,7 @@ def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     matrices than ``x`` are not amplified without bound either.
     """
     wide = _wide(x)
-    gram = torch.bmm(wide, wide.mT)
+    gram = _symmetric(wide, wide.mT)
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * (1 + damping)
     trace = trace + (trace == 0)
     gram = scaled(gram, trace.reciprocal())
@@ -80,15 +96,50 @@ def whitener(x: Tensor, *, damping: float = 0.0) -> Tensor:
     a, b, c = _NEWTON_SCHULZ
     total = None
     for iteration in range(_ITERATIONS):
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # and a times the identity
+        step = _symmetric(gram, gram, gram, beta=b, alpha=c)  # and a times the identity
         if total is None:
             total = _plus_identity(step.clone(), a)
         else:
-            total = torch.baddbmm(total, step, total, beta=a)
+            total = _symmetric(step, total, total, beta=a)
         if iteration + 1 < _ITERATIONS:
-            gram = torch.baddbmm(gram, step, gram, beta=a)
-            gram = torch.baddbmm(gram, gram, step, beta=a)
+            gram = _symmetric(step, gram, gram, beta=a)
+            gram = _symmetric(gram, step, gram, beta=a)
     return scaled(total, trace.rsqrt())
+
+
+def _symmetric(
+    first: Tensor,
+    second: Tensor,
+    added: Tensor | None = None,
+    *,
+    beta: float = 0.0,
+    alpha: float = 1.0,
+) -> Tensor:
+    """``beta added + alpha first second`` (batch, n, n) where that is known to be symmetric.
+
+    Of large ones little more than the upper half is worked out.
+    """
+    size = first.shape[1]
+    if size <= _WHOLE or torch.is_grad_enabled():
+        if added is None:
+            return torch.bmm(first, second)
+        return torch.baddbmm(added, first, second, beta=beta, alpha=alpha)
+    out = first.new_empty(len(first), size, size)
+    added = out if added is None else added
+    quarter = -(-size // 4)
+    for start in range(0, size, quarter):
+        end = min(start + quarter, size)
+        upper = out[:, start:end, start:]
+        torch.baddbmm(
+            added[:, start:end, start:],
+            first[:, start:end],
+            second[:, :, start:],
+            beta=beta,
+            alpha=alpha,
+            out=upper,
+        )
+        out[:, end:, start:end] = upper[:, :, end - start :].mT
+    return out
 
 
 def _plus_identity(matrix: Tensor, factor: float) -> Tensor:

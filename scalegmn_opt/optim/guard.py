@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, prod
 from pathlib import Path
@@ -81,6 +81,7 @@ def _masked(name: str, grad: Tensor, health: Health) -> Tensor:
 
 def guarded(
     updates: Mapping[str, Tensor],
+    sizes: Mapping[str, float],
     graph: WeightGraph,
     state: State,
     rule: Rule,
@@ -93,36 +94,46 @@ def guarded(
     An update cannot be right if it has numbers that are not finite, or if in gauge coordinates
     their root mean square is above ``LARGEST_STEP`` times the rule's unit, unless they are of
     ``unbounded``. Second, the :func:`relative_sizes` of what is returned.
+
+    Args:
+        sizes: :func:`relative_sizes` of ``updates``.
     """
-    sizes = relative_sizes(updates, graph, state)
-    largest = {name: inf if name in unbounded else LARGEST_STEP for name in sizes}
-    bad = [name for name, size in sizes.items() if not isfinite(size) or size > largest[name]]
+    largest = {name: inf if name in unbounded else LARGEST_STEP for name in updates}
+    bad = [n for n in updates if not isfinite(sizes[n]) or sizes[n] > largest[n]]
     if not bad:
-        return dict(updates), sizes
+        return dict(updates), dict(sizes)
     plain = rule.plain_step(graph, state)
     for name in bad:
         health.note(health.replaced, name, 1, "replaced the update")
     mended = {name: plain[name].nan_to_num(0.0, 0.0, 0.0) for name in bad}
-    return {**updates, **mended}, {**sizes, **relative_sizes(mended, graph, state)}
+    mended_sizes = relative_sizes(mended, block_norms(mended, graph, state), graph)
+    return {**updates, **mended}, {**sizes, **mended_sizes}
 
 
 @torch.no_grad()
-def relative_sizes(
-    updates: Mapping[str, Tensor], graph: WeightGraph, state: State
-) -> dict[str, float]:
-    """Root mean square of ``Δŵ / unit``, the largest of a parameter's blocks, by parameter.
-
-    At 1 an aligned update changes a pre-activation by its initial size.
-    """
-    owners, norms = [], []
+def block_norms(updates: Mapping[str, Tensor], graph: WeightGraph, state: State) -> Tensor:
+    """Roots of the sums of squares of updates in gauge coordinates, (blocks,) in their order."""
+    norms = []
     for name, update in updates.items():
         blocks = graph.parameters[name]
         for block, ends in zip(blocks, block_ends(blocks, state[name]), strict=True):
-            count = block.folds * prod(block.shape)
-            owners.append((name, step_scale(graph, block) * count**0.5))
             norms.append(_norm(block, update, *ends))
+    return torch.stack(norms)
+
+
+def relative_sizes(updates: Iterable[str], norms: Tensor, graph: WeightGraph) -> dict[str, float]:
+    """Root mean square of ``Δŵ / unit``, the largest of a parameter's blocks, by parameter.
+
+    At 1 an aligned update changes a pre-activation by its initial size.
+
+    Args:
+        updates: the parameters' names.
+        norms: of all their blocks, by :func:`block_norms`.
+    """
     sizes = dict.fromkeys(updates, 0.0)
-    for (name, unit), norm in zip(owners, torch.stack(norms).tolist(), strict=True):
+    owners = [(name, block) for name in sizes for block in graph.parameters[name]]
+    for (name, block), norm in zip(owners, norms.tolist(), strict=True):
+        unit = step_scale(graph, block) * (block.folds * prod(block.shape)) ** 0.5
         sizes[name] = _larger(sizes[name], norm / unit)
     return sizes
 

@@ -35,14 +35,18 @@ def newton_schulz(x, steps=4):
     return x
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_whitener_is_newton_schulz_on_the_gram_matrix(shape):
-    x = torch.randn(1, *shape, 1, generator=seeded(), dtype=torch.float64)
-    wide = x[0, :, :, 0] if shape[0] <= shape[1] else x[0, :, :, 0].T
-    expected = newton_schulz(wide) * max(shape) ** 0.5
-    found = apply_whitener(whitener(x), x)[0, :, :, 0]
-    found = found if shape[0] <= shape[1] else found.T
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6), (6, 7), (303, 350), (303, 301)])
+def test_whitening_is_newton_schulz_on_the_matrix_itself(shape, gradients):
+    x = torch.randn(2, *shape, 1, generator=seeded(), dtype=torch.float64)
+    with torch.set_grad_enabled(gradients):
+        ways = apply_whitener(whitener(x), x), whitened(x)
+    for index in range(2):
+        wide = x[index, :, :, 0] if shape[0] <= shape[1] else x[index, :, :, 0].T
+        expected = newton_schulz(wide) * max(shape) ** 0.5
+        for found in ways:
+            found = found[index, :, :, 0] if shape[0] <= shape[1] else found[index, :, :, 0].T
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_singular_values_get_to_what_is_promised():
