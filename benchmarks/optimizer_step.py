@@ -3,20 +3,23 @@
 Each optimizer and network runs in a process of its own; times are CPU time on one thread, means
 over steps 2 to 27, in which the whiteners of large matrices are renewed more often than later, and
 over 32 later steps, a whole number of periods of all sizes of 64 times a power of two. The memory
-that compiling takes is not counted.
+that compiling takes is not counted. The guard's share of a step is what its functions take that are
+called from outside of a compiled program.
 
-    python optimizer_step.py [NETWORK ...]
+    python optimizer_step.py [--networks NAME ...] [--optimizers NAME ...]
 
-With names, only these networks are measured, and the other rows stay as they are.
+With names, only these networks and optimizers are measured, and the other rows stay as they are.
 """
 
+import argparse
 import json
 import multiprocessing
-import sys
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from measure import RESULTS, cpu_seconds, peak_bytes, report, reset_peak_bytes
@@ -25,10 +28,12 @@ from torch.optim import Adam, Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
-from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD, base
 
 STEPS, LATER_STEPS = 26, 32
 COMPILED = "LearnedOptimizer, compiled"
+GUARD = ("finite", "block_norms", "relative_sizes", "guarded")
+GUARDED_STEPS = 10
 LATER = 1024  # number of a step by which whiteners are renewed at their period
 
 
@@ -97,6 +102,7 @@ def gpt(width: int, layers: int) -> tuple[nn.Module, Tensor]:
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "perceptron 0.1 M": partial(perceptron, 784, 128, 10),
     "perceptron 1 M": partial(perceptron, 784, 1024, 256, 10),
+    "perceptron 10 M, deep": partial(perceptron, 784, 1024, *[256, 1024] * 18, 10),
     "perceptron 10 M": partial(perceptron, 784, 2048, 2048, 2048, 10),
     "ResNet 1 M": partial(resnet, 96, 6),
     "GPT 1 M": partial(gpt, 128, 5),
@@ -130,7 +136,7 @@ def measure(name: str, network: str) -> dict[str, Any]:
     baseline = reset_peak_bytes() - _state_bytes(optimizer)
     seconds = cpu_seconds(optimizer.step, repeats=STEPS)
     later = _later_seconds(optimizer) if name in OURS else seconds
-    state = _state_bytes(optimizer)
+    state, peak = _state_bytes(optimizer), peak_bytes()
     mean = sum(seconds) / len(seconds)
     return {
         "network": network,
@@ -140,8 +146,9 @@ def measure(name: str, network: str) -> dict[str, Any]:
         "us per parameter": 1e6 * mean / count,
         "us per parameter later": 1e6 * sum(later) / len(later) / count,
         "state bytes per parameter": state / count,
-        "peak extra bytes per parameter": (peak_bytes() - baseline) / count,
-        "peak MB in all": peak_bytes() / 1e6,
+        "peak extra bytes per parameter": (peak - baseline) / count,
+        "peak MB in all": peak / 1e6,
+        "guard, % of later steps": 100 * _guard_share(optimizer) if name in OURS else 0.0,
     }
 
 
@@ -154,6 +161,30 @@ def _state_bytes(optimizer: Optimizer) -> int:
     )
 
 
+def _guard_share(optimizer: Optimizer) -> float:
+    """CPU seconds in functions of the guard over those of whole steps."""
+    spent = 0.0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            nonlocal spent
+            began = time.process_time()
+            found = function(*args, **options)
+            spent += time.process_time() - began
+            return found
+
+        return run
+
+    parts = {name: timed(getattr(base, name)) for name in GUARD}
+    with patch.multiple(base, **parts):
+        optimizer.step()
+        spent = 0.0
+        began = time.process_time()
+        for _ in range(GUARDED_STEPS):
+            optimizer.step()
+        return spent / (time.process_time() - began)
+
+
 def _later_seconds(optimizer: Optimizer) -> list[float]:
     """CPU seconds of steps after the first ones."""
     for own in optimizer.state.values():
@@ -162,17 +193,20 @@ def _later_seconds(optimizer: Optimizer) -> list[float]:
 
 
 if __name__ == "__main__":
+    networks, names = list(NETWORKS), [*ADAMS, *OURS]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=networks, default=networks)
+    parser.add_argument("--optimizers", nargs="+", choices=names, default=names)
+    arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    chosen = sys.argv[1:] or list(NETWORKS)
     known = json.loads((RESULTS / "optimizer_step.json").read_text())["rows"]
-    rows: list[dict[str, Any]] = [row for row in known if row["network"] not in chosen]
-    for network in chosen:
-        adam = None
-        for name in (*ADAMS, *OURS):
+    rows = {(row["network"], row["optimizer"]): row for row in known}
+    for network in arguments.networks:
+        for name in arguments.optimizers:
             with context.Pool(1) as pool:
-                row = pool.apply(measure, (name, network))
-            adam = adam or row["ms per step"]
-            rows.append({**row, "times Adam": row["ms per step"] / adam})
-            print(network, name, f"{row['us per parameter']:.3g} us", flush=True)
-    order = list(NETWORKS)
-    report("optimizer_step", sorted(rows, key=lambda row: order.index(row["network"])))
+                rows[network, name] = pool.apply(measure, (name, network))
+            print(network, name, f"{rows[network, name]['us per parameter']:.3g} us", flush=True)
+    for (network, _), row in rows.items():
+        row["times Adam"] = row["ms per step"] / rows[network, "Adam"]["ms per step"]
+    order = [(network, name) for network in networks for name in names]
+    report("optimizer_step", [rows[key] for key in order if key in rows])

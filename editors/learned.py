@@ -141,9 +141,11 @@ class LearnedEditor(nn.Module):
             targets = torch.cat([targets, self._at_corners(targets)], 1)
             tangent = Tangent.of(params, spec, coords)
         if copies == 1:
-            *_, edited = self.approach(
+            steps = self.approach(
                 params, spec, targets, rounds=self.rounds, start=tangent, coords=coords
             )
+            del tangent
+            *_, edited = steps
             return edited
         delta = tangent.solve(targets - tangent.outputs, _ITERATIONS)
         return tangent_copies(params, split(delta), copies)
@@ -185,8 +187,8 @@ class LearnedEditor(nn.Module):
         coords = self.coords if coords is None else coords
         for _ in range(rounds):
             params = {name: value.detach() for name, value in params.items()}
-            tangent = start or Tangent.of(params, spec, coords)
-            params, start = self.step(params, spec, tangent, targets), None
+            start = start or Tangent.of(params, spec, coords)
+            params, start = self.step(params, spec, start, targets), None
             yield params
 
 

@@ -28,7 +28,7 @@ REACH = {2: 2**0.5 / 64, 4: 0.2, 8: 0.5}
 
 # Weight and bias of each layer as one matrix (batch, out, in + 1).
 Matrices = list[Tensor]
-Room = list[list[Tensor]]  # two tensors like the activations of each hidden layer
+Room = list[list[Tensor]]  # three tensors like the activations of each hidden layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,8 @@ class Tangent:
         inputs, slopes = [hidden], []
         for matrix in matrices[:-1]:
             angle = torch.bmm(inputs[-1], spec.w0 * matrix.mT)
-            inputs.append(_with_ones(angle.sin()))
             slopes.append(angle.cos().mul_(spec.w0))
+            inputs.append(_with_ones(angle.sin_()))
         weights = tuple(matrix[..., :-1] for matrix in matrices)
         return cls(weights, tuple(inputs), tuple(slopes), inputs[-1] @ matrices[-1].mT)
 
@@ -70,7 +70,7 @@ class Tangent:
 
         Those of hidden layers lie in `room`, if it is given.
         """
-        ahead, spare = room or [[None] * len(self.slopes)] * 2
+        ahead, spare, _ = room or [[None] * len(self.slopes)] * 3
         moved = [torch.bmm(self.inputs[0], delta[0].mT, out=ahead[0])]
         for layer, slope in enumerate(self.slopes, 1):
             turned = torch.mul(slope, moved[-1], out=spare[layer - 1])
@@ -111,7 +111,7 @@ class Tangent:
 
         Shapes: wanted `(batch, points, out_features)`.
         """
-        *_, (delta, _, _) = self._iterations(wanted, iterations)
+        *_, (delta, _, _) = self._iterations(wanted, iterations, self._room())
         return delta
 
     @torch.no_grad()
@@ -120,26 +120,26 @@ class Tangent:
 
         At least one iteration; without gradients.
         """
-        stages, total = [], []
-        for delta, step, moved in self._iterations(wanted, iterations):
+        stages, room = [], self._room()
+        total = [*room[2], torch.empty_like(wanted)]
+        for delta, step, moved in self._iterations(wanted, iterations, room):
+            for sum_, m in zip(total, moved, strict=True):
+                if stages:
+                    sum_.addcmul_(step, m)
+                else:
+                    torch.mul(step, m, out=sum_)
             stages.append(delta)
-            if not total:
-                total = [step * m for m in moved]
-            else:
-                total = [t.addcmul_(step, m) for t, m in zip(total, moved, strict=True)]
         return stages, total
 
     @torch.no_grad()
     def _iterations(
-        self, wanted: Tensor, iterations: int
+        self, wanted: Tensor, iterations: int, room: Room
     ) -> Iterator[tuple[Matrices, Tensor, list[Tensor]]]:
         """δ, the last step's length (batch, 1, 1), and the movements of its direction.
 
         Movements are overwritten by the next iteration.
         """
         factors = self.factors()
-        # New memory for every product would take as long as the products.
-        room = [[torch.empty_like(slope) for slope in self.slopes] for _ in range(2)]
         delta = [w.new_zeros(*w.shape[:2], w.shape[2] + 1) for w in self.weights]
         direction, residual, power = delta, wanted, wanted.new_zeros(len(wanted), 1, 1)
         for _ in range(iterations):
@@ -153,6 +153,18 @@ class Tangent:
             delta = [d + step * s for d, s in zip(delta, direction, strict=True)]
             yield delta, step, moved
             residual = residual - step * moved[-1]
+
+    def _room(self) -> Room:
+        """Memory for all products of a solve: new one for each would take as long as they do.
+
+        In one block, because many that are smaller go back to the system at the end of a step, and
+        to get them again takes a fifth of the next one.
+        """
+        sizes = [slope.numel() for slope in self.slopes] * 3
+        pieces = self.outputs.new_empty(sum(sizes)).split(sizes)
+        shaped = [piece.view_as(s) for piece, s in zip(pieces, self.slopes * 3, strict=True)]
+        layers = len(self.slopes)
+        return [shaped[:layers], shaped[layers : 2 * layers], shaped[2 * layers :]]
 
 
 def join(params: Mapping[str, Tensor]) -> Matrices:
@@ -208,7 +220,8 @@ def _inverse(factor: Tensor) -> Tensor:
     """Inverse of the damped matrices (batch, n, n); the identity where all is zero."""
     size = factor.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     damping = torch.where(size > 0, _DAMPING * size, 1.0)
-    return torch.linalg.inv(factor + damping * torch.eye(factor.shape[-1]).to(factor))
+    lower, _ = torch.linalg.cholesky_ex(factor + damping * torch.eye(factor.shape[-1]).to(factor))
+    return torch.cholesky_inverse(lower)
 
 
 def _inner(one: Matrices, other: Matrices) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scalegmn_opt.inr import INRStore, evaluate
+from scalegmn_opt.inr import INRStore, evaluate, pixel_grid
 from scalegmn_opt.meta.recipe import TrainerOptions
 from scalegmn_opt.pretrained import weights_kind
 from scalegmn_opt.recipe import choice_message
@@ -23,7 +23,7 @@ _FLOOR = 1e-4  # squared errors below it hardly count: 40 dB
 _EXTRA_ROUNDS = 1  # trained for, beyond those that the editor takes
 _EVERY = 8  # one network of so many takes the rounds, which cost more than imagining pictures
 _SHARE = 0.25  # of the batches that take rounds at all
-_HOLE = 0.15, 0.4  # sides of a region to fill, in sides of the picture
+_HOLE = torch.tensor([0.1, 0.45])  # sides of a region to fill, in sides of the picture
 _SHARED = 4  # networks that one region is drawn for
 Params = dict[str, Tensor]
 Trained = Literal["all", "pictures", "steps"]
@@ -140,15 +140,19 @@ class EditingObjective(nn.Module):
         return params, torch.cat(strengths).to(self._images), torch.cat(targets).flatten(2).mT
 
     def _regions(self, generator: torch.Generator) -> Tensor:
-        """Boxes (batch, size, size) to fill, each for a few networks."""
+        """Boxes and turned ellipses (batch, size, size) to fill, each for a few networks."""
         size, count = self.editor.size, -(-self.batch_size // _SHARED)
-        low, high = (max(1, round(share * size)) for share in _HOLE)
-        sides = torch.randint(low, high + 1, (count, 2), generator=generator)
-        begin = (torch.rand(count, 2, generator=generator) * (size + 1 - sides)).long()
-        place = torch.arange(size)
-        inside = (begin[..., None] <= place) & (place < (begin + sides)[..., None])
-        boxes = inside[:, 0, :, None] & inside[:, 1, None, :]
-        return boxes.repeat_interleave(_SHARED, 0)[: self.batch_size]
+        drawn = torch.rand(count, 6, generator=generator)
+        sides = torch.lerp(*_HOLE, drawn[:, None, 2:4]).clamp_min(1.5 / size)  # not empty
+        centres = (2 * drawn[:, None, :2] - 1) * (1 - sides)
+        boxes = drawn[:, 4:5] < 0.5
+        angle = torch.where(boxes, 0.0, torch.pi * drawn[:, 5:])
+        x, y = (pixel_grid(size, size).to(drawn) - centres).unbind(2)
+        turned = torch.stack([x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()])
+        across, along = (turned.movedim(0, 2) / sides).abs().unbind(2)
+        inside = torch.where(boxes, across.maximum(along), across.hypot(along)) <= 1
+        regions = inside.unflatten(1, (size, size))
+        return regions.repeat_interleave(_SHARED, 0)[: self.batch_size]
 
 
 def _log_error(pictures: Tensor, targets: Tensor) -> Tensor:

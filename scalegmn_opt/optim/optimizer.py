@@ -51,8 +51,8 @@ class LearnedOptimizer(GraphOptimizer):
             processes of ``torch.distributed``, if it is initialised, count together. What is not
             seen keeps the sweep's values.
         compile: run the rule, one with ``channels=0``, as a program of ``torch.compile``: a step of
-            a small network takes half the time, and the first step half a minute or more. Needs
-            what torch.compile needs, on a CPU a C++ compiler.
+            a small network takes half the time, and the first step half a minute, or some minutes
+            for dozens of layers. Needs what torch.compile needs, on a CPU a C++ compiler.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
     float64 parameters), 12 bytes a parameter; ``whitener``, ``n²`` numbers of each matrix whose
