@@ -7,7 +7,7 @@ benchmark goes on where it was. The results here were made by
     --weights general permutation --against no-graph soap nadamw adamw sgd --tasks mnist-64 ...
     --weights general permutation --against no-graph --result learned_optimizer_all
     --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
-    --against soap muon --tasks digits-long --result learned_optimizer_long
+    --against soap muon nadamw adamw sgd --tasks digits-long --result learned_optimizer_long
 
 the first and the third on all tasks of 500 steps, the second on all tasks.
 """
