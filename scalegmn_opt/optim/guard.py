@@ -113,21 +113,21 @@ def guarded(
 @torch.no_grad()
 def block_norms(updates: Mapping[str, Tensor], graph: WeightGraph, state: State) -> Tensor:
     """Roots of the sums of squares of updates in gauge coordinates, (blocks,) in their order."""
-    rows, targets = [], []
+    norms = []
     for name, update in updates.items():
         blocks = graph.parameters[name]
-        for block, (target, source) in zip(blocks, block_ends(blocks, state[name]), strict=True):
-            rows.append(_row_norms(block, update, source))
-            targets.append(target if block.is_vector else block.fold(target, 0))
-    return torch.stack(torch._foreach_norm(torch._foreach_div(rows, targets)))
+        for block, ends in zip(blocks, block_ends(blocks, state[name]), strict=True):
+            norms.append(_norm(block, update, *ends))
+    return torch.stack(norms)
 
 
-def _row_norms(block: WeightBlock, update: Tensor, source: Tensor) -> Tensor:
-    """Norms of the rows of an update in units of the source neurons, (batch · folds, out)."""
+def _norm(block: WeightBlock, update: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """Root of the sum of squares of an update in gauge coordinates."""
     edges = block.pack(update)
-    if not block.is_vector:
-        edges = edges * block.fold(source, 1)[:, None, :, None]
-    return torch.linalg.vector_norm(edges, dim=(2, 3))
+    if block.is_vector:
+        return torch.linalg.vector_norm(edges / target[:, :, None, None])
+    edges = edges * block.fold(source, 1)[:, None, :, None]
+    return torch.linalg.vector_norm(edges.div_(block.fold(target, 0)[:, :, None, None]))
 
 
 def relative_sizes(updates: Iterable[str], norms: Tensor, graph: WeightGraph) -> dict[str, float]:
