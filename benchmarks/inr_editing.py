@@ -5,8 +5,9 @@
 squared error against the edit of the source image; CPU time on one thread. Rows of other parts
 than those that are named stay as they are.
 
-Rows of the learned editor know the weights alone. To inpaint, a box in the middle of the picture
-was painted over before the networks were fitted; its error is against the source image, too. Rows
+Rows of the learned editor know the weights alone. To inpaint, a box in the middle of the picture,
+or a scratch, was painted over before the networks were fitted; its error is against the source
+image, too. Enlarged digits are scikit-learn's 8x8 ones at 28x28 pixels, with soft strokes. Rows
 that begin with "known" are given the edited picture: the editor's Gauss-Newton steps with and
 without the ScaleGMN, pairs, and Adam as `inr.refine` has it.
 """
@@ -37,13 +38,15 @@ from scalegmn_opt.editors import (
 from scalegmn_opt.editors.edit import widened
 from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_copies
 from scalegmn_opt.editors.training import resize
-from scalegmn_opt.inr import SirenSpec, fit, refine, render
+from scalegmn_opt.inr import SirenSpec, fit, pixel_grid, refine, render
 from scalegmn_opt.tasks import digits as scikit_digits
 from scalegmn_opt.tasks import mnist, photographs
 
 CHUNK = 32
 FEW = 100  # networks for rows that take long
 BOX = (0.36, 0.36, 0.64, 0.64)  # painted over: 8x8 of 28x28 pixels
+SCRATCH = (0.6, 0.1)  # half axes of an ellipse that is painted over, in halves of the picture
+EDITS = ("dilate", "erode", "denoise", "blur", "sharpen", "local_contrast")
 LENGTHS = (0.6, 0.6, 0.8, 1.0)  # of steps without ScaleGMN, chosen on training digits
 Params = dict[str, Tensor]
 Way = Callable[[Params, Tensor], Params]
@@ -176,10 +179,18 @@ def measure(case: Case, *, edits: tuple[str, ...], refits: tuple[str, ...]) -> l
     return rows
 
 
-def measure_inpainting(name: str, weights: str, images: Tensor) -> list[dict[str, Any]]:
-    """Rows of pictures with a box painted over."""
+def scratch(size: tuple[int, int]) -> Tensor:
+    """A thin ellipse from the upper left to the lower right, (height, width)."""
+    x, y = pixel_grid(*size).unbind(1)
+    along, across = (x + y) / 2**0.5, (x - y) / 2**0.5
+    return (along / SCRATCH[0]).hypot(across / SCRATCH[1]).reshape(size) <= 1
+
+
+def measure_inpainting(
+    name: str, weights: str, images: Tensor, edit_name: str, region: Tensor
+) -> list[dict[str, Any]]:
+    """Rows of pictures with a region painted over."""
     size = tuple(images.shape[2:])
-    region = load_mask(BOX, size) > 0.5
     case = Case.of(name, weights, torch.where(region, 0.5, images))
     smooth = Inpaint(region)
     ways: dict[str, Edit] = {
@@ -190,14 +201,14 @@ def measure_inpainting(name: str, weights: str, images: Tensor) -> list[dict[str
         **{f"learned editor, k={k}": LearnedInpaint(region, weights, copies=k) for k in (1, 2, 8)},
     }
     count = len(images)
-    rows = [case.row("inpaint", images, "do nothing", lambda params, _: params, count)]
+    rows = [case.row(edit_name, images, "do nothing", lambda params, _: params, count)]
     for way, edit in ways.items():
         few = min(count, FEW) if "Adam" in way else count
 
         def run(params: Params, _: Tensor, edit: Edit = edit) -> Params:
             return edit.apply(params, case.spec, 1.0)
 
-        rows.append(case.row("inpaint", images, way, run, few))
+        rows.append(case.row(edit_name, images, way, run, few))
     return rows
 
 
@@ -206,13 +217,24 @@ def digits(mnist_file: Path, count: int) -> Tensor:
     return mnist(mnist_file).test_inputs[:count].reshape(-1, 1, 28, 28).float()
 
 
+def soft_digits(count: int) -> Tensor:
+    """Enlarged test digits of scikit-learn, (count, 1, 28, 28)."""
+    return resize(scikit_digits().part("test")[0][:count].reshape(-1, 1, 8, 8).float(), 28)
+
+
 def measure_digits(mnist_file: Path, count: int) -> list[dict[str, Any]]:
     """Rows of all learned edits of digits."""
     return measure(
         Case.of("MNIST", "mnist-morphology", digits(mnist_file, count)),
-        edits=("dilate", "erode", "denoise", "blur", "sharpen", "local_contrast"),
+        edits=EDITS,
         refits=("dilate",),
     )
+
+
+def measure_soft(_: Path, count: int) -> list[dict[str, Any]]:
+    """Rows of all learned edits of soft digits."""
+    case = Case.of("enlarged digits", "mnist-morphology", soft_digits(count))
+    return measure(case, edits=EDITS, refits=())
 
 
 def measure_patches(_: Path, count: int) -> list[dict[str, Any]]:
@@ -225,15 +247,23 @@ def measure_patches(_: Path, count: int) -> list[dict[str, Any]]:
 
 
 def measure_blots(mnist_file: Path, count: int) -> list[dict[str, Any]]:
-    """Rows of inpainting; soft, enlarged digits are unlike those of its training."""
-    soft = scikit_digits().part("test")[0][:count].reshape(-1, 1, 8, 8).float()
+    """Rows of inpainting."""
+    sources = {"MNIST": digits(mnist_file, count), "enlarged digits": soft_digits(count)}
+    regions = {"inpaint": load_mask(BOX, (28, 28)) > 0.5, "inpaint a scratch": scratch((28, 28))}
     return [
-        *measure_inpainting("MNIST", "mnist-inpainting", digits(mnist_file, count)),
-        *measure_inpainting("enlarged digits", "mnist-inpainting", resize(soft, 28)),
+        row
+        for edit, region in regions.items()
+        for name, images in sources.items()
+        for row in measure_inpainting(name, "mnist-inpainting", images, edit, region)
     ]
 
 
-PARTS = {"digits": measure_digits, "patches": measure_patches, "inpainting": measure_blots}
+PARTS = {
+    "digits": measure_digits,
+    "soft": measure_soft,
+    "patches": measure_patches,
+    "inpainting": measure_blots,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

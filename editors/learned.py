@@ -144,7 +144,7 @@ class LearnedEditor(nn.Module):
             steps = self.approach(
                 params, spec, targets, rounds=self.rounds, start=tangent, coords=coords
             )
-            del tangent
+            del tangent  # large: its memory serves the second step
             *_, edited = steps
             return edited
         delta = tangent.solve(targets - tangent.outputs, _ITERATIONS)
