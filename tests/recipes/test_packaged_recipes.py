@@ -87,7 +87,7 @@ def test_a_stroke_is_completed_better_than_smoothly():
         report = measure(store, one, EDITS, images=damaged)
         assert report.steps[0].mechanism == "learned"
         errors = [(x - images)[..., region].square().mean() for x in (report.edited, smooth)]
-        assert errors[0] < 0.4 * errors[1]
+        assert errors[0] < 0.5 * errors[1]
         assert report.total.mse < 0.001  # of the rest of the picture
 
 
