@@ -157,8 +157,8 @@ class Tangent:
     def _room(self) -> Room:
         """Memory for all products of a solve: new one for each would take as long as they do.
 
-        In one block, because many that are smaller go back to the system at the end of a step, and
-        to get them again takes a fifth of the next one.
+        In one block, because the C library gives many smaller ones back to the system at the end of
+        a step, and then each of their pages has to be asked for again in the next one.
         """
         sizes = [slope.numel() for slope in self.slopes] * 3
         pieces = self.outputs.new_empty(sum(sizes)).split(sizes)
