@@ -19,6 +19,7 @@ def as_markdown(report: EditReport, source: str, pictures: Sequence[str]) -> str
         "the same edits on pixels; errors are means over the networks. Before any edit the mean "
         f"squared error is {report.mse_of_input:.3g}.",
         _scores(report),
+        *(_worse(step) for step in report.steps),
         _GUESS if any(step.guesses for step in report.steps) else "",
         f"The grid x{report.scale} is held to the edited renders of the networks themselves, "
         f"{len(report.fine_target)} of them. Alone: to the edit of the render just before, without "
@@ -29,6 +30,12 @@ def as_markdown(report: EditReport, source: str, pictures: Sequence[str]) -> str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _worse(step: StepScore) -> str:
+    if step.guesses or step.score.mse <= step.score.mse_do_nothing:
+        return ""
+    return f"**After {step.step.title} the picture is further from the target than without it.**"
+
+
 def _count(report: EditReport) -> str:
     return "1 network" if len(report.before) == 1 else f"{len(report.before)} networks"
 
@@ -36,7 +43,8 @@ def _count(report: EditReport) -> str:
 def _scores(report: EditReport) -> str:
     columns = [
         "edit", "strength", "mechanism", "MSE", "MSE of doing nothing", "error removed", "PSNR, dB",
-        f"PSNR x{report.scale}, dB", "MSE alone", "ms per network", "CPU ms per network",
+        f"MSE x{report.scale}", f"PSNR x{report.scale}, dB", "MSE alone", "ms per network",
+        "CPU ms per network",
     ]  # fmt: skip
     rows = [_row(step) for step in report.steps]
     if len(rows) > 1:
@@ -55,7 +63,8 @@ def _row(step: StepScore) -> list[str]:
 def _cells(edit: str, strength: str, mechanism: str, score: Score, scaled: Score) -> list[str]:
     removed = "" if score.share_removed is None else f"{score.share_removed:.1%}"
     numbers = [_number(score.mse), _number(score.mse_do_nothing), removed]
-    return [edit, strength, mechanism, *numbers, _decibels(score), _decibels(scaled)]
+    fine = [_number(scaled.mse), _decibels(scaled)]
+    return [edit, strength, mechanism, *numbers, _decibels(score), *fine]
 
 
 def _refits(steps: Iterable[StepScore]) -> str:

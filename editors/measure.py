@@ -142,7 +142,10 @@ def check_recipe(
     truth = Truth.of_images(torch.zeros(1, spec.out_features, *image_size))
     for step in recipe.edits:
         edit = resolve(step, edits, spec=spec, image_size=image_size)
-        truth = truth.after(edit, step.strength)
+        try:
+            truth = truth.after(edit, step.strength)
+        except ValueError as error:
+            raise ValueError(f"{step.edit}: {error}") from error
 
 
 def _as_taken(step: EditStep, edit: Edit) -> EditStep:

@@ -16,6 +16,7 @@ from scalegmn_opt.inr import pixel_grid
 _TRUNCATE = 4.0  # standard deviations at which a Gaussian is cut off, as in scipy.ndimage
 _SHARPEN_RADIUS = 1.0  # pixels: edges
 _CONTRAST_RADIUS = 3.0  # pixels: strokes and other small forms
+_SIDE = 32  # pixels: strengths may be that, or the picture's longer side
 _HARMONIC_TOLERANCE = 1e-5  # of the intensities' range
 
 
@@ -38,7 +39,8 @@ def dilate(images: Tensor, strength: float) -> Tensor:
     A fraction blends two whole numbers of dilations.
 
     Raises:
-        ValueError: a negative strength; so do `erode`, `denoise`, `blur` and `inpaint`.
+        ValueError: a negative strength, or one beyond the picture's longer side and 32 pixels; so
+            do `erode`, `denoise` and `blur`.
     """
     return _repeat(_maximum, images, strength)
 
@@ -55,7 +57,7 @@ def denoise(images: Tensor, strength: float) -> Tensor:
 
 def blur(images: Tensor, strength: float) -> Tensor:
     """Gaussian blur with a standard deviation of `strength` pixels."""
-    _check_not_negative(strength)
+    _check_strength(strength, images)
     if strength == 0:
         return images
     radius = max(1, math.floor(_TRUNCATE * strength + 0.5))
@@ -129,7 +131,7 @@ def harmonic(images: Tensor, mask: Tensor) -> Tensor:
 
 def _repeat(operator: Callable[[Tensor], Tensor], images: Tensor, strength: float) -> Tensor:
     """`operator` a whole number of times, then a blend with once more."""
-    _check_not_negative(strength)
+    _check_strength(strength, images)
     whole = math.floor(strength)
     for _ in range(whole):
         images = operator(images)
@@ -157,3 +159,10 @@ def _laplacian(images: Tensor) -> Tensor:
 def _check_not_negative(strength: float) -> None:
     if not strength >= 0:
         raise ValueError(f"strength must not be negative, got {strength}")
+
+
+def _check_strength(strength: float, images: Tensor) -> None:
+    _check_not_negative(strength)
+    most = max(_SIDE, *images.shape[2:])
+    if strength > most:
+        raise ValueError(f"strength must be at most {most} pixels here, got {strength}")

@@ -29,7 +29,11 @@ class Unfinished:
 
     def __init__(self, folder: Path, recipe: EditRecipe, store: INRStore) -> None:
         self.folder = folder
-        request = {"recipe": recipe.model_dump(mode="json"), "networks": _digest(store)}
+        request = {
+            "recipe": recipe.model_dump(mode="json"),
+            "masks": [_digest_of_file(step.mask) for step in recipe.edits],
+            "networks": _digest(store),
+        }
         known = folder / _REQUEST
         if not folder.exists():
             folder.mkdir()
@@ -70,6 +74,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _digest_of_file(mask: object) -> str | None:
+    """Of a mask's file, which may have changed; None for one that is in the recipe itself."""
+    if not isinstance(mask, str | Path):
+        return None
+    return hashlib.sha256(Path(mask).read_bytes()).hexdigest()
 
 
 def _digest(store: INRStore) -> str:

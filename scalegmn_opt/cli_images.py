@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HIDDEN = typer.Option(help="Widths of the hidden layers; by the images' size if not given.")
 STEPS = typer.Option(help="Adam steps per image at most; 100 up to 32x32 pixels, else 300.")
 TARGET = typer.Option(help="PSNR in dB at which a network is done.")
+SIZE = typer.Option(min=2, help="Pixels a side of what the networks of a folder hold.")
 W0 = typer.Option(help="Frequency of the sines.")
 
 
@@ -34,7 +35,10 @@ def fit(
     from scalegmn_opt.image_networks import fitted, quality
     from scalegmn_opt.inr import load_images
 
-    if not output.absolute().parent.is_dir():  # known before, not after minutes of fitting
+    # Known before, not after minutes of fitting.
+    if output.suffix != ".safetensors" or output.is_dir():
+        raise ValueError(f"--output must be a file that ends in .safetensors, got {output}")
+    if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output must lie in an existing folder, got {output}")
     pixels, names = load_images(images)
     options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
@@ -64,12 +68,14 @@ def edit(
         int | None,
         typer.Option(help="1, 2, 4 or 8 networks side by side; the last edit must be learned."),
     ] = None,
+    size: Annotated[int, SIZE] = 28,
 ) -> None:
     """Edit images through the weights of the networks that hold them, and measure the result."""
     from scalegmn_opt.editors import (
         EDITS,
         EditRecipe,
         Unfinished,
+        check_recipe,
         check_writable,
         measure,
         write_report,
@@ -79,7 +85,8 @@ def edit(
     if copies is not None:
         loaded = loaded.with_copies(copies)
     fitting = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
-    store, images = _networks(source, loaded, out, **fitting)
+    store, images = _networks(source, loaded, out, size=size, **fitting)
+    check_recipe(loaded, EDITS, spec=store.spec, image_size=store.image_size)
     check_writable(out)
     unfinished = Unfinished(out / "unfinished", loaded, store)
     options = {"images": images, "scale": scale, "curve": compare, "progress": True}
@@ -103,6 +110,7 @@ def _networks(
     recipe: "EditRecipe",
     out: Path,
     *,
+    size: int,
     hidden: str | None,
     w0: float,
     steps: int | None,
@@ -114,12 +122,12 @@ def _networks(
     from scalegmn_opt.inr import INRStore, load_images, load_state_dicts
 
     if source.is_dir():
-        return load_state_dicts(source, w0=w0), None
+        return load_state_dicts(source, image_size=(size, size), w0=w0), None
     if source.suffix == ".safetensors":
         return INRStore.load(source), None
     images, names = load_images([source])
-    spec, size = spec_for(images, hidden, w0), (images.shape[2], images.shape[3])
-    check_recipe(recipe, EDITS, spec=spec, image_size=size)  # before minutes of fitting
+    spec, image_size = spec_for(images, hidden, w0), (images.shape[2], images.shape[3])
+    check_recipe(recipe, EDITS, spec=spec, image_size=image_size)  # before minutes of fitting
     check_writable(out)
     options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
     store = fitted_before(images, names, out / "fitted.safetensors", **options)

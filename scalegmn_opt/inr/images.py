@@ -13,6 +13,7 @@ from torch import Tensor
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _ARRAYS = (".npy", ".npz")
+_NARROW = 16  # pixels: pictures four wide and higher than that are colours with transparency
 _KERAS_KEY = "x_train"
 
 
@@ -20,11 +21,12 @@ def load_images(paths: Iterable[str | Path]) -> tuple[Tensor, tuple[str, ...]]:
     """Read png, jpg, npy and npz files of equal size as intensities in [0, 1].
 
     Pictures keep grey or colour; transparency is laid over white. Arrays are `(height, width)`,
-    `(height, width, 3)`, `(count, height, width)` or `(count, height, width, 1 or 3)`, either
+    `(height, width, 1 or 3)`, `(count, height, width)` or `(count, height, width, 1 or 3)`, either
     uint8 or floating-point in [0, 1]; of an npz file the key `x_train` is read, or else its first
     array.
 
-    Shapes: images `(batch, channels, height, width)` in float32; one name per image.
+    Shapes: images `(batch, channels, height, width)` in float32; one name per image, the file's,
+    with its folders if another file has that name.
 
     Raises:
         TypeError: a single path instead of several.
@@ -37,6 +39,7 @@ def load_images(paths: Iterable[str | Path]) -> tuple[Tensor, tuple[str, ...]]:
         raise TypeError(f"paths must be several paths, got one: {str(paths)!r}")
     images: list[Tensor] = []
     names: list[str] = []
+    stems: dict[str, Path] = {}
     for path in map(Path, paths):
         loaded = _load(path)
         if images and loaded.shape[1:] != images[0].shape[1:]:
@@ -47,7 +50,9 @@ def load_images(paths: Iterable[str | Path]) -> tuple[Tensor, tuple[str, ...]]:
             )
         images.append(loaded)
         count = loaded.shape[0]
-        names += [path.stem] if count == 1 else [f"{path.stem}[{i}]" for i in range(count)]
+        first = stems.setdefault(path.stem, path)
+        name = path.stem if path == first else str(path.with_suffix(""))
+        names += [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
     if not images:
         raise ValueError("paths must hold at least one path, got none")
     return torch.cat(images), tuple(names)
@@ -145,8 +150,13 @@ def _with_channels(array: np.ndarray, path: Path) -> np.ndarray:
     """View as (count, height, width, channels)."""
     if array.ndim == 2:
         return array[None, :, :, None]
+    if array.ndim == 3 and array.shape[-1] == 4 and array.shape[1] > _NARROW:
+        raise ValueError(
+            f"paths must hold grey or colour images, got {path}: an array of shape {array.shape}, "
+            "with transparency"
+        )
     if array.ndim == 3:
-        return array[None] if array.shape[-1] == 3 else array[..., None]
+        return array[None] if array.shape[-1] in (1, 3) else array[..., None]
     if array.ndim == 4 and array.shape[-1] in (1, 3):
         return array
     raise ValueError(f"paths must hold images, got {path}: an array of shape {array.shape}")

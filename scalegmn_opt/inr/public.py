@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -37,8 +38,8 @@ def load_state_dicts(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no files in it, a file that holds no SIREN, or networks of unequal size; an
-            image size below two pixels.
+        ValueError: no files in it, a file that holds no SIREN or numbers that are not finite, or
+            networks of unequal size; an image size below two pixels.
 
     References:
         Navon et al., "Equivariant Architectures for Learning in Deep Weight Spaces",
@@ -72,6 +73,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     named = _layers(loaded) if isinstance(loaded, Mapping) else {}
     if not named or not all(isinstance(value, Tensor) for value in named.values()):
         raise ValueError(f"folder must hold state_dict files of SIRENs, got {file}")
+    if not all(value.isfinite().all() for value in named.values()):
+        raise ValueError(f"folder must hold finite weights, got NaN or infinity in {file}")
     return {name: value.float() for name, value in named.items()}
 
 
@@ -93,8 +96,19 @@ def _shapes(network: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _spec(network: Mapping[str, Tensor], w0: float, file: Path) -> SirenSpec:
-    weights = [network[f"layers.{i}.weight"] for i in range(len(network) // 2)]
-    if any(weight.ndim != 2 for weight in weights) or len(weights) < 2:
+    layers = [
+        (network.get(f"layers.{i}.weight"), network.get(f"layers.{i}.bias"))
+        for i in range(len(network) // 2)
+    ]
+    whole = len(network) == 2 * len(layers) > 2 and all(
+        weight is not None
+        and bias is not None
+        and weight.ndim == 2
+        and bias.shape == weight.shape[:1]
+        for weight, bias in layers
+    )
+    weights = [weight for weight, _ in layers]
+    if not whole or any(len(a) != b.shape[1] for a, b in pairwise(weights)):
         raise ValueError(f"folder must hold state_dict files of SIRENs, got {file}")
     widths = tuple(weight.shape[0] for weight in weights)
     return SirenSpec(weights[0].shape[1], widths[:-1], widths[-1], float(w0))

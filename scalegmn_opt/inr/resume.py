@@ -52,15 +52,21 @@ def fit_resumable(
             file = folder / f"{start:08d}.safetensors"
             if not file.exists():
                 # One generator for each part, so that a part does not depend on those before it.
-                fit_store(
-                    some,
-                    names[start : start + size],
-                    spec,
-                    generator=Generator().manual_seed(seed + start),
-                    steps=steps,
-                    target_psnr=target_psnr,
-                    progress=few and progress,
-                ).save(file)
+                try:
+                    part = fit_store(
+                        some,
+                        names[start : start + size],
+                        spec,
+                        generator=Generator().manual_seed(seed + start),
+                        steps=steps,
+                        target_psnr=target_psnr,
+                        progress=few and progress,
+                    )
+                except (TypeError, ValueError):
+                    if not parts:
+                        shutil.rmtree(folder)  # nothing is lost, and another request may come
+                    raise
+                part.save(file)
             parts.append(INRStore.load(file, spec))
             bar.update(len(some))
     store = joined(parts)

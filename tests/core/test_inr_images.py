@@ -59,6 +59,7 @@ def test_sixteen_bits(tmp_path):
         (np.zeros((5, 6, 7), np.float64), (5, 1, 6, 7)),
         (np.zeros((5, 6, 7, 3), np.float32), (5, 3, 6, 7)),
         (np.zeros((5, 6, 7, 1), np.float16), (5, 1, 6, 7)),
+        (np.zeros((6, 7, 1), np.float32), (1, 1, 6, 7)),
     ],
 )
 def test_arrays(tmp_path, array, shape):
@@ -102,6 +103,7 @@ def write(path, content):
         ("a.npy", np.zeros((0, 4)), "zero-sized"),
         ("a.npy", np.zeros(4), "shape"),
         ("a.npy", np.zeros((1, 2, 3, 4)), "shape"),
+        ("a.npy", np.zeros((6, 28, 4)), r"shape \(6, 28, 4\), with transparency"),
         ("a.npy", np.zeros((3, 4), np.int64), "int64"),
         ("a.npy", np.full((3, 4), 16.0), "0, 1"),
         ("a.npy", np.full((3, 4), np.nan), "NaN"),
@@ -123,6 +125,14 @@ def test_truncated_png(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"a\.png"):
         load_images([path])
+
+
+def test_files_of_one_name_keep_their_folders(tmp_path):
+    for folder in ("b", "c"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", GREY)
+    _, names = load_images([tmp_path / "b" / "a.npy", tmp_path / "c" / "a.npy"])
+    assert names == ("a", str(tmp_path / "c" / "a"))
 
 
 def test_sizes_must_agree(tmp_path):

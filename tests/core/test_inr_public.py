@@ -52,9 +52,7 @@ def test_the_same_pictures(tmp_path, size):
     assert store.names[1] == "mnist_png_training_3_1/checkpoints/model_final"
     assert store.psnr.isnan().all()
     expected = torch.stack([network.picture(*size) for network in networks])
-    torch.testing.assert_close(
-        render(store.params, store.spec, *size), expected, rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(render(store.params, store.spec, *size), expected, rtol=0, atol=1e-4)
 
 
 def test_other_names_and_suffix(tmp_path):
@@ -68,6 +66,10 @@ def test_other_names_and_suffix(tmp_path):
     assert all(torch.equal(value[0], value[1]) for value in store.params.values())
 
 
+LAYERS = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
+LAYERS |= {"1.weight": torch.zeros(1, 3), "1.bias": torch.zeros(1)}
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -77,6 +79,11 @@ def test_other_names_and_suffix(tmp_path):
         ([torch.zeros(2)], "SIREN"),
         ({"seq.0.weight": 3}, "SIREN"),
         ({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}, "SIREN"),
+        ({"0.weight": torch.zeros(3, 2), "1.weight": torch.zeros(1, 3)}, "SIREN"),
+        (LAYERS | {"1.weight": torch.zeros(1, 4)}, "SIREN"),
+        (LAYERS | {"0.bias": torch.zeros(4)}, "SIREN"),
+        (LAYERS | {"2.weight": torch.zeros(1, 1)}, "SIREN"),
+        (LAYERS | {"0.bias": torch.full((3,), torch.nan)}, r"finite weights, got NaN .*bad\.pth"),
         (PublicINR, r"got .*bad\.pth: "),  # a file that could run code
     ],
 )
@@ -91,9 +98,7 @@ def test_files_of_other_content(tmp_path, content, match):
 
 def test_networks_of_unequal_size(tmp_path):
     write(tmp_path, 0)
-    narrow = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
-    narrow |= {"1.weight": torch.zeros(1, 3), "1.bias": torch.zeros(1)}
-    torch.save(narrow, tmp_path / "z.pth")
+    torch.save(LAYERS, tmp_path / "z.pth")
     with pytest.raises(ValueError, match=r"one size, got another in .*z\.pth"):
         load_state_dicts(tmp_path, progress=False)
 

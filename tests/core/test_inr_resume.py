@@ -79,6 +79,13 @@ def test_another_request_does_not_go_on(tmp_path, monkeypatch, change):
         run(path)
 
 
+def test_a_request_that_is_refused_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="steps"):
+        run(tmp_path / "s.safetensors", steps=0)
+    assert list(tmp_path.iterdir()) == []
+    run(tmp_path / "s.safetensors")
+
+
 def test_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="existing folder"):
         run(tmp_path / "none" / "s.safetensors")

@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +96,14 @@ def test_another_run_does_not_go_on_there(store, tmp_path):
         Unfinished(tmp_path / "u", EditRecipe(name="a", edits=STEPS[:2]), store)
     with pytest.raises(FileExistsError, match="another recipe or of other networks; delete it"):
         Unfinished(tmp_path / "u", EditRecipe(name="a", edits=STEPS), store[:3])
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.eye(7, 8, dtype=bool))
+    masked = EditRecipe(name="a", edits=[STEPS[0].model_copy(update={"mask": str(mask)})])
+    Unfinished(tmp_path / "masked", masked, store)
+    Unfinished(tmp_path / "masked", masked, store)
+    np.save(mask, np.ones((7, 8), bool))
+    with pytest.raises(FileExistsError, match="another recipe or of other networks; delete it"):
+        Unfinished(tmp_path / "masked", masked, store)
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError, match="delete it"):
         Unfinished(tmp_path / "other", EditRecipe(name="a", edits=STEPS), store)

@@ -78,7 +78,7 @@ def soft_digits(count):
     return resize(digits().test_inputs[:count].reshape(-1, 1, 8, 8).float(), 28)
 
 
-@pytest.mark.parametrize(("draw", "share"), [(strokes, 0.5), (soft_digits, 0.4)])
+@pytest.mark.parametrize(("draw", "share"), [(strokes, 0.4), (soft_digits, 0.4)])
 def test_a_picture_is_completed_better_than_smoothly(draw, share):
     images = draw(12)
     recipe = load_recipe("complete", EditRecipe)
