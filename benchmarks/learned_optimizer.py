@@ -4,12 +4,15 @@
 [--tasks NAME ...] [--result NAME] [--jobs 2]`. Runs are kept in `--out`, so that an interrupted
 benchmark goes on where it was. The results here were made by
 
-    --weights general permutation --against no-graph soap nadamw adamw sgd --tasks mnist-64 ...
+    --weights general permutation --against no-graph --tasks mnist-64 ...
     --weights general permutation --against no-graph --result learned_optimizer_all
+    --weights general permutation --against no-graph soap nadamw adamw sgd --tasks mnist-64 ...
+        --result learned_optimizer_baselines
     --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
     --against soap muon nadamw adamw sgd --tasks digits-long --result learned_optimizer_long
 
-the first and the third on all tasks of 500 steps, the second on all tasks.
+the second on all tasks, the fourth on the long one, the others on those of 500 steps. The last three
+are earlier, and of the rules before these.
 """
 
 import argparse

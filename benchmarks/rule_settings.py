@@ -3,8 +3,8 @@
 `python benchmarks/rule_settings.py [--families mlp-1 ...] [--weights NAME_OR_FILE ...]`: all
 settings train the same networks, from the same starts on the same batches, side by side, for 500
 steps. What counts is the steps until the training loss, averaged over 50 steps, is what Adam at the
-best of four learning rates ends with. None of the held-out tasks is here. With `--weights-only` the
-settings are not run again, and their rows stay as they are.
+best of four learning rates ends with. None of the held-out tasks is here. Rows of weights that are
+not named stay as they are; with `--weights-only` those of the settings do, too.
 """
 
 import argparse
@@ -48,30 +48,39 @@ FAMILIES = {
     "siren-leaves": family("leaves-picture", "siren", 32, 2, batch_size=256),
     "transformer": family("text", "transformer", 24, 1, batch_size=8),
 }
-# First step, exponents of rank and number of layers, log factor of periodic neurons, exponent of
-# the coherence of a block's fast momentum (of its slow one: 0.2 where that is not 0).
+# First step, exponents of rank and number of layers, log factor of periodic neurons, exponents of
+# the coherence of a block's fast momentum (of its slow one: 0.2 where that is not 0) and of the
+# decline of its gradients.
 SETTINGS = [
-    (3.0, 0.5, -1.2, -1.5, 0.45),  # where meta-training starts
-    (2.0, 0.5, -1.2, -1.5, 0.45),
-    (4.5, 0.5, -1.2, -1.5, 0.45),
-    (3.0, 0.2, -1.2, -1.5, 0.45),
-    (3.0, 0.5, 0.0, -1.5, 0.45),
-    (3.0, 0.5, -1.2, 0.0, 0.45),
-    (3.0, 0.5, -1.2, -3.0, 0.45),
-    (3.0, 0.5, -1.2, -1.5, 0.0),
-    (3.0, 0.5, -1.2, -1.5, 0.7),
+    (3.0, 0.5, -1.2, -1.5, 0.45, 0.0),
+    (2.0, 0.5, -1.2, -1.5, 0.45, 0.0),
+    (4.5, 0.5, -1.2, -1.5, 0.45, 0.0),
+    (3.0, 0.2, -1.2, -1.5, 0.45, 0.0),
+    (3.0, 0.5, 0.0, -1.5, 0.45, 0.0),
+    (3.0, 0.5, -1.2, 0.0, 0.45, 0.0),
+    (3.0, 0.5, -1.2, -3.0, 0.45, 0.0),
+    (3.0, 0.5, -1.2, -1.5, 0.0, 0.0),
+    (3.0, 0.5, -1.2, -1.5, 0.7, 0.0),
+    (3.0, 0.5, -1.2, -1.5, 0.45, 0.4),
+    (6.0, 0.5, -1.2, -1.5, 0.45, 0.0),
+    (6.0, 0.5, -1.2, -1.5, 0.45, 0.4),
 ]
 
 
 def rule_with(
-    first: float, rank: float, layers: float, periodic: float, coherent: float
+    first: float, rank: float, layers: float, periodic: float, coherent: float, declined: float
 ) -> UpdateRule:
-    """The plain rule with other numbers than it starts with."""
+    """A rule of few numbers: a first step that falls as 1 / t after a warm-up, and exponents."""
+    numbers = {
+        "schedule": [log(first / 3.0) - 2.8, 2.5, *[0.0] * 5],
+        "kinds": [rank, 0.0, 0.0, 0.0, periodic, layers],
+        "coherence": [coherent, 0.2 * (coherent > 0)],
+        "shallow": [0.0, 0.0],
+        "decline": declined,
+    }
     rule = UpdateRule(channels=0).requires_grad_(False)
-    rule.schedule[0] += log(first / 3.0)
-    rule.kinds.copy_(torch.tensor([rank, 0.0, 0.0, 0.0, periodic, layers]))
-    rule.coherence.copy_(torch.tensor([coherent, 0.2 * (coherent > 0)]))
-    rule.shallow.zero_()
+    for name, values in numbers.items():
+        rule.get_parameter(name).copy_(torch.tensor(values))
     return rule
 
 
@@ -126,10 +135,9 @@ if __name__ == "__main__":
     parser.add_argument("--weights-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rules, known = {}, []
-    if arguments.weights_only:
-        known = json.loads((RESULTS / "rule_settings.json").read_text())["rows"]
-    else:
+    known = json.loads((RESULTS / "rule_settings.json").read_text())["rows"]
+    rules = {}
+    if not arguments.weights_only:
         rules = {", ".join(map(str, setting)): rule_with(*setting) for setting in SETTINGS}
     for weights in arguments.weights:
         rules[Path(weights).name] = UpdateRule.from_pretrained(weights).requires_grad_(False)

@@ -1,14 +1,17 @@
 """The command line: `scalegmn-opt demo | meta-train | evaluate | fit | edit | info`."""
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel
 from torch import set_num_threads
+from tqdm import tqdm
 
 from scalegmn_opt.cli_images import edit, fit
 from scalegmn_opt.recipe import load_recipe, one_of
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
     from scalegmn_opt.graph import WeightGraph
     from scalegmn_opt.meta import MetaTrainer
+
+_RECIPE = "recipe.json"  # of a run, beside its weights
 
 app = typer.Typer(
     help="Learned optimizers and weight editing on scale-equivariant graph metanetworks.",
@@ -44,11 +49,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         set_num_threads(1)
     try:
-        app(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned()
+            app(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
         for line in str(error).splitlines() or [type(error).__name__]:
             typer.echo(f"error: {line}", err=True)
         raise SystemExit(1) from error
+
+
+def _warned() -> Callable[..., None]:
+    """Shows each warning as one line on stderr, once."""
+    known: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in known:
+            known.add(str(message))
+            tqdm.write(f"warning: {message}", file=sys.stderr)  # beside a progress bar
+
+    return show
 
 
 @app.command()
@@ -108,8 +127,12 @@ def meta_train(
     out = out or Path("runs") / loaded.name
     accelerator = tracked_accelerator(tracker, out, project=loaded.name)
     _check_processes(accelerator, processes)
-    if not resume and latest(out / "checkpoints"):
-        raise FileExistsError(f"--out: {out} holds checkpoints; add --resume, or choose another")
+    if latest(out / "checkpoints"):
+        if not resume:
+            raise FileExistsError(
+                f"--out: {out} holds checkpoints; add --resume, or choose another"
+            )
+        _check_resumed(loaded, out)
     validation = None
     if isinstance(loaded, RuleRecipe):
         if loaded.validation is not None:
@@ -123,6 +146,9 @@ def meta_train(
             fresh = accelerator.is_main_process and not resume
             store = training_networks(loaded, images, names, out=out, fresh=fresh)
         objective = loaded.objective(store, images)
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _RECIPE).write_text(loaded.model_dump_json(indent=1) + "\n")
     trainer = MetaTrainer(
         objective,
         out,
@@ -132,6 +158,21 @@ def meta_train(
         **loaded.trainer.model_dump(),
     )
     _train(trainer, resume=resume)
+
+
+def _check_resumed(recipe: BaseModel, out: Path) -> None:
+    """A run that goes on may be longer, or saved more often, but it is the same."""
+    path = out / _RECIPE
+    if not path.is_file():
+        return
+    found, known = json.loads(recipe.model_dump_json()), json.loads(path.read_text())
+    for kept in (found, known):
+        kept.pop("description")
+        for key in ("steps", "seconds", "checkpoint_every"):
+            kept["trainer"].pop(key)
+    for key, value in found.items():
+        if known.get(key) != value:
+            raise ValueError(f"--resume: the run in {out} has {key} {known.get(key)}, not {value}")
 
 
 @app.command()

@@ -60,6 +60,7 @@ class Evaluation:
 
     Raises:
         ValueError: if a task or an optimizer is unknown, or a number is below 1.
+        TypeError: for a task that is no :class:`EvaluatedTask`.
     """
 
     tasks: Sequence[str]
@@ -77,7 +78,15 @@ class Evaluation:
         for optimizer in self.optimizers:
             contender(optimizer)
         for task in self.tasks:
-            held_out_task(task).make(self.data)  # a missing file is known before the first run
+            # What is wrong is known before the first run.
+            made = held_out_task(task).make(self.data)
+            if not isinstance(made, EvaluatedTask):
+                needed = ("module", "example_inputs", "evaluate", "graph", "init", "batch", "loss")
+                missing = [name for name in needed if not hasattr(made, name)]
+                raise TypeError(
+                    f"{task}: expected a task that can be evaluated, "
+                    f"{type(made).__name__} lacks {missing}"
+                )
 
     def run(self) -> dict[str, Any]:
         """All runs, ``report.json`` and a picture of each task; returns the report."""

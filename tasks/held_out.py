@@ -118,7 +118,10 @@ def held_out_task(name: str) -> HeldOut:
         raise ValueError(
             f"unknown task {name!r}; choose from {sorted(HELD_OUT)} or 'package.module:NAME'"
         )
-    found = vars(importlib.import_module(module_name)).get(attribute)
+    module = importlib.import_module(module_name)
+    if not hasattr(module, attribute):
+        raise ValueError(f"{name}: expected a HeldOut, there is nothing of that name in the module")
+    found = getattr(module, attribute)
     if not isinstance(found, HeldOut):
         raise TypeError(f"{name}: expected a HeldOut, got {type(found).__name__}")
     return found

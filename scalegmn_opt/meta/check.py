@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.meta.objectives import LOSS_FLOOR
 from scalegmn_opt.meta.task import HeldOutTask, StackedTask, Task, stacked_losses
 
 
@@ -60,6 +61,8 @@ def _defects(task: Task, seed: int) -> Iterator[str]:
     if isinstance(task, HeldOutTask):
         yield from _not_repeatable("validation_batch", task.validation_batch, seed)
     yield from _wrong_loss(task, params, seed)
+    if isinstance(task, HeldOutTask):
+        yield from _wrong_validation_loss(task, params, seed)
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -120,6 +123,11 @@ def _wrong_loss(task: Task, params: dict[str, Tensor], seed: int) -> Iterator[st
         return
     if not loss.isfinite():
         yield f"loss: expected a finite number at the start, got {float(loss.detach())}"
+    if loss <= -LOSS_FLOOR:
+        yield (
+            f"loss: expected none below 0, got {float(loss.detach())}; "
+            "objectives are logs of losses"
+        )
     again = task.loss(leaves, batch)
     if not torch.equal(loss, again) and bool(loss.isfinite()):
         yield (
@@ -128,6 +136,18 @@ def _wrong_loss(task: Task, params: dict[str, Tensor], seed: int) -> Iterator[st
         )
     yield from _wrong_gradients(loss, leaves)
     yield from _wrong_stack(task, params, batch)
+
+
+def _wrong_validation_loss(
+    task: HeldOutTask, params: dict[str, Tensor], seed: int
+) -> Iterator[str]:
+    try:
+        loss = torch.as_tensor(task.loss(params, task.validation_batch(_seeded(seed))))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        yield f"loss: expected to take what validation_batch gives, got {error}"
+        return
+    if not loss.isfinite().all():
+        yield "loss: expected a finite number on what validation_batch gives, got one that is not"
 
 
 def _wrong_gradients(loss: Tensor, leaves: dict[str, Tensor]) -> Iterator[str]:

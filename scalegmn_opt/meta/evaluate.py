@@ -18,6 +18,7 @@ from scalegmn_opt.meta import contenders, scores
 from scalegmn_opt.meta.contenders import LEARNED, Settings, contender
 from scalegmn_opt.meta.task import Task
 from scalegmn_opt.optim import UpdateRule
+from scalegmn_opt.optim.optimizer import DEFAULT_RULE_WITHOUT_MODEL
 
 SPLITS = ("validation", "test")
 
@@ -125,9 +126,12 @@ def _key(task: EvaluatedTask, optimizer: str, settings: Settings, *, seed: int, 
 
 def _weights(optimizer: str) -> bytes:
     """The numbers of a learned optimizer, wherever its file is."""
-    if not optimizer.startswith(LEARNED):
+    packaged = {"no-graph": DEFAULT_RULE_WITHOUT_MODEL}
+    name = optimizer.removeprefix(LEARNED) if optimizer.startswith(LEARNED) else None
+    name = packaged.get(optimizer, name)
+    if name is None:
         return b""
-    rule = UpdateRule.from_pretrained(optimizer.removeprefix(LEARNED))
+    rule = UpdateRule.from_pretrained(name)
     return b"".join(value.numpy().tobytes() for value in rule.state_dict().values())
 
 

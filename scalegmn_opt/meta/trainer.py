@@ -153,9 +153,10 @@ class MetaTrainer:
         norm = float(
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self._largest_norm())
         )
-        self._update(norm)
+        self._update(norm, logs["loss"])
         self.step += 1
-        if self.validation and self.step % self.validation.every == 0:
+        last = self.step == self.steps
+        if self.validation and (last or self.step % self.validation.every == 0):
             logs["validation"] = self._validate(self.validation)
         self.elapsed += time.perf_counter() - began
         record = {"step": self.step, **logs, "grad_norm": norm, "lr": lr}
@@ -169,9 +170,9 @@ class MetaTrainer:
         norms = torch.tensor(list(self._norms), dtype=torch.float64)
         return min(self.clip, float(norms.quantile(self.clip_quantile)))
 
-    def _update(self, norm: float) -> None:
-        """One step of Adam, unless the gradient is not finite."""
-        if math.isfinite(norm):
+    def _update(self, norm: float, loss: float) -> None:
+        """One step of Adam, unless the gradient or the loss is not finite."""
+        if math.isfinite(norm) and math.isfinite(loss):
             self._norms.append(norm)
             self.optimizer.step()
         else:
@@ -230,7 +231,7 @@ class MetaTrainer:
     def _write(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             with (self.output / "log.jsonl").open("a") as log:
-                log.write(json.dumps(record) + "\n")
+                log.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         numbers = {name: value for name, value in record.items() if name != "step"}
         self.accelerator.log(numbers, step=self.step)
 
@@ -241,7 +242,9 @@ class MetaTrainer:
             lines = [
                 line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
             ]
-            path.write_text("".join(li for li in lines if json.loads(li)["step"] <= step))
+            temporary = path.with_suffix(".partial")
+            temporary.write_text("".join(li for li in lines if json.loads(li)["step"] <= step))
+            os.replace(temporary, path)
 
     def _save(self) -> None:
         final = checkpoint.directory(self.output / "checkpoints", self.step)
@@ -283,7 +286,16 @@ def _schedule(fraction: float) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON knows; None stands for the others."""
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
+
+
 def read_log(folder: Path, key: str) -> dict[int, float]:
-    """What a ``MetaTrainer`` logged as ``key``, by step; steps without it are left out."""
+    """What a ``MetaTrainer`` logged as ``key``, by step; steps without it are left out.
+
+    A number that was not finite is NaN.
+    """
     records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return {record["step"]: record[key] for record in records if key in record}
+    found = {record["step"]: record[key] for record in records if key in record}
+    return {step: math.nan if value is None else value for step, value in found.items()}

@@ -42,7 +42,8 @@ class RuleValidation:
 
     def loss(self, objective: RuleObjective, number: int) -> float:
         """The loss of run ``number`` with the rule of ``objective``."""
-        options = RunOptions(self.networks, (self.steps, self.steps), batches="validation")
+        length, graph = (self.steps, self.steps), objective.options.graph
+        options = RunOptions(self.networks, length, batches="validation", graph=graph)
         run = InnerRun(objective.rule, self.suite, options=options, seed=number)
         _, _, losses = unroll(
             objective.rule, run, run.params, run.state, steps=self.steps, differentiable=False

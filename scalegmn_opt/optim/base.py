@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import reduce
+from math import isfinite
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from scalegmn_opt.graph import NeuronGroup, WeightBlock, WeightGraph, trace
@@ -66,6 +68,7 @@ class GraphOptimizer(Optimizer):
         self._observer: Observer | None = None
         self._model_parameters: dict[str, Tensor] = {}
         if model is not None and example_inputs is not None:
+            model = model.module if isinstance(model, DistributedDataParallel) else model
             self._model_parameters = dict(model.named_parameters())
             check_parameters(type(self).__name__, self._model_parameters)
             self._traced = trace(model, example_inputs)
@@ -149,7 +152,7 @@ class GraphOptimizer(Optimizer):
         updates, state, sizes = self._compute(active)
         self._health.steps += 1
         for name, (_, group) in active.items():
-            factor = group["lr"]
+            factor = _rate(group)
             sizes[name] *= number(factor)
             if group["max_change"] is not None and sizes[name] > group["max_change"]:
                 self._health.limited[name] = self._health.limited.get(name, 0) + 1
@@ -163,7 +166,7 @@ class GraphOptimizer(Optimizer):
         for name, (p, group) in active.items():
             self.state[p].update(state[name])
             if group["weight_decay"] != 0:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.mul_(1 - _rate(group) * group["weight_decay"])
             p.add_(updates[name].to(p))
 
     def _compute(
@@ -277,9 +280,13 @@ class GraphOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        if self.state:  # it has its gauge
+            self.stop_observing()
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         parameters = {n: p for n, p in self.named_parameters().items() if p.numel() > 0}
+        if not parameters:
+            return
         params = {n: torch.empty(1, *p.shape, device="meta") for n, p in parameters.items()}
         expected = self.rule.init(self.graph, params, input_rms=self.input_rms)
         names = {id(p): name for name, p in parameters.items()}
@@ -331,6 +338,11 @@ def _without_empty(graph: WeightGraph) -> WeightGraph:
     return replace(graph, groups=tuple(g for g in graph.groups if g.size > 0), blocks=blocks)
 
 
+def _rate(group: dict[str, Any]) -> float | Tensor:
+    lr = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
 def _constant(p: Tensor) -> Tensor:
     """``p`` for the rule; a copy where autograd runs through the step, which then changes ``p``."""
     return p.clone() if torch.is_grad_enabled() else p.detach()
@@ -345,6 +357,9 @@ def _working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
 def _rms(inputs: Sequence[Any]) -> float:
     """Root mean square of the first floating-point input; 1 if there is none, or only zeros."""
     for x in inputs:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            return float(x.detach().double().square().mean().sqrt()) or 1.0
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
+            found = float(x.detach().double().square().mean().sqrt())
+            if not isfinite(found):
+                raise ValueError(f"example_inputs: expected finite numbers, got a size of {found}")
+            return found or 1.0
     return 1.0

@@ -120,7 +120,7 @@ class Observer:
         return {
             name: (out / out_count, into / in_count)
             for name, (out, out_count, into, in_count) in sums.items()
-            if out_count > 0
+            if out_count > 0 and bool(out.isfinite().all() & into.isfinite().all())
         }
 
     def _shared(self) -> dict[str, list[Tensor]]:

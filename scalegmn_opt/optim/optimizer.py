@@ -56,7 +56,8 @@ class LearnedOptimizer(GraphOptimizer):
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
     float64 parameters), 12 bytes a parameter; ``whitener``, ``n²`` numbers of each matrix whose
-    smaller side ``n`` is 257 to 2048, at most 4 bytes a parameter; ``step``; ``target`` and
+    smaller side ``n`` is 257 to 2048, at most 4 bytes a parameter; ``step``; ``level`` and
+    ``peak``, the mean squared gradient of a block now and at its largest; ``target`` and
     ``source``, the gauge at the first step, one number a neuron.
 
     Raises:

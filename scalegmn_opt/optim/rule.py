@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightGraph, pack, unpack
+from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.optim.decline import Trend, rows_of, trends
 from scalegmn_opt.optim.edges import Edges
 from scalegmn_opt.optim.kinds import PLAIN_LAYERS, kinds_of, layers_of
 from scalegmn_opt.optim.state import Rule, State, block_ends
@@ -22,10 +23,12 @@ SymmetryName = Literal["scale", "permutation"]
 _TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # steps: a time feature is half-way
 _START = 4.0  # the first step of the plain schedule, of a network of three layers
 _DECAY = 100.0, 3000.0  # it falls as 1 / t between these numbers of steps
-_SCHEDULE = (-2.8, 2.5, 0.0, 0.0, 0.0, 0.0, 0.0)  # before meta-training: a warm-up to 3
-_KINDS = (0.5, 0.0, 0.0, 0.0, -1.5, -1.2)  # before meta-training, see kinds_of
-_COHERENCE = (0.45, 0.2)  # likewise, of fast and slow momentum, for three layers
-_SHALLOW = (-0.5, -0.2)  # likewise, times 3 / layers - 1: what few layers add to them
+# Before meta-training: what earlier rules were meta-trained to, about.
+_SCHEDULE = (-2.4, 3.2, 0.4, -0.2, -0.3, 0.0, 0.15)  # of _TIME_SCALES, after a constant
+_KINDS = (0.15, -0.45, 0.35, 0.35, -1.1, -0.9)  # see kinds_of
+_COHERENCE = (0.65, 0.5)  # of fast and slow momentum, for three layers
+_SHALLOW = (-0.7, 0.0)  # times 3 / layers - 1: what few layers add to them
+_DECLINE = 0.4
 _MAX_LOG_STEP = 3.0
 
 
@@ -43,20 +46,18 @@ class UpdateRule(Rule):
 
     ``step`` is that of a schedule in time, times ``exp`` of linear functions of what kind of block
     it is (a matrix's smaller side ``n``, a vector, of the last or first layer, of periodic neurons,
-    of how many layers) and of how coherent its gradients were (:meth:`Edges.coherence`), the more
-    so, the more layers there are: every layer's noise moves the function.
+    of how many layers), of how coherent its gradients were (:meth:`Edges.coherence`), the more so,
+    the more layers there are, since every layer's noise moves the function, and of how far they
+    have declined since they were largest (:class:`Trend`), which tells how close the end is.
 
     ``l``, ``m`` and ``f`` are sums of a term of the target and one of the source neuron, by
     a :class:`NeuronNetwork`, and of the weight itself, by a narrow MLP on products of its own
     features, whose first layer receives terms of both neurons. With ``channels=0`` there are none.
 
     With the gauge of the initial parameters and ``1 / fan_in`` an aligned step of 1 changes a
-    pre-activation by as much as its initial size, whatever the width. An untrained rule is a step
-    of ``3 (n / 64)^0.5 (layers / 3)^(-1.2) r^a s^b / (1 + t / 100)`` along the main direction,
-    with the roots ``r`` and ``s`` of the means of squared fast and slow momentum over noise,
-    ``a = 0.95 - 1.5 / layers`` and ``b = 0.4 - 0.6 / layers``, and a warm-up from a seventh of it,
-    which is half over, in logs, after three steps: a first step that is too large can kill neurons
-    for good.
+    pre-activation by as much as its initial size, whatever the width. An untrained rule has the
+    numbers of earlier meta-trained ones, rounded: after a warm-up, as a first step that is too
+    large can kill neurons for good, its steps fall as ``1 / (1 + t / 100)``.
 
     All tensors have a leading batch axis of networks of one graph.
 
@@ -109,6 +110,7 @@ class UpdateRule(Rule):
         self.kinds = nn.Parameter(torch.tensor(_KINDS))
         self.coherence = nn.Parameter(torch.tensor(_COHERENCE))
         self.shallow = nn.Parameter(torch.tensor(_SHALLOW))
+        self.decline = nn.Parameter(torch.tensor(_DECLINE))
         self.terms = (
             WeightTerms(
                 channels=channels,
@@ -158,6 +160,16 @@ class UpdateRule(Rule):
             updates |= found
         return unpack(graph, updates), renewed
 
+    def _rest(
+        self,
+        p: Tensor,
+        blocks: tuple[WeightBlock, ...],
+        targets: Mapping[str, Tensor],
+        sources: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        levels = {key: p.new_zeros(len(p), len(blocks)) for key in ("level", "peak")}
+        return {**super()._rest(p, blocks, targets, sources), **levels}
+
     def _seen(self, graph: WeightGraph) -> WeightGraph:
         """The graph as the neurons' networks know it."""
         return gauged(graph) if self.symmetry == "scale" else only_permuted(graph)
@@ -176,12 +188,13 @@ class UpdateRule(Rule):
         stacks, biases = together(given.graph, alone=self.terms is not None)
         every = [*stacks, biases] if biases else stacks
         gains = self._gains([joint(given.states(names, "step")) + 1 for names in every])
-        for names, own in zip(stacks, gains, strict=False):
-            parts = self._parts(given, names, own, renewed)
+        found = trends(given, stacks, biases, decay=self.decays["square"])
+        for names, own, trend in zip(stacks, gains, found, strict=False):
+            parts = self._parts(given, names, own, trend, renewed)
             yield from _given_away(parts)
             del parts
         if biases:
-            yield self._biases(given, biases, gains[-1], renewed)
+            yield self._biases(given, biases, gains[-1], found[-1], renewed)
 
     def _kind_factors(self, graph: WeightGraph) -> dict[str, Tensor]:
         """What the kind of a block multiplies its steps by, ()."""
@@ -190,22 +203,30 @@ class UpdateRule(Rule):
         return dict(zip(kinds, factors.unbind(), strict=True))
 
     def _parts(
-        self, given: Given, names: Sequence[str], gains: dict[str, Tensor], renewed: State
+        self,
+        given: Given,
+        names: Sequence[str],
+        gains: dict[str, Tensor],
+        trend: Trend,
+        renewed: State,
     ) -> list[Edges]:
         """The blocks of congruent parameters, which are stacked along the batch axis."""
         blocks = given.graph.parameters[names[0]]
         own = {key: joint(given.states(names, key)) for key in given.state[names[0]]}
         grad = joint([given.grads[n] for n in names])
-        mains, own = self.main_directions(blocks, grad, self.advanced(own, grad))
+        grad = grad * trend.outlier.amin(1).reshape(-1, *[1] * (grad.ndim - 1))
+        mains, own = self.main_directions(blocks, grad, self.advanced(own, grad) | trend.state)
         if len(names) == 1:
             renewed[names[0]] = own
         else:
-            changed = {key: own[key].chunk(len(names)) for key in ("step", *self.decays)}
+            keys = ("step", *self.decays, *trend.state)
+            changed = {key: own[key].chunk(len(names)) for key in keys}
             renewed |= given_back(names, given.state, changed, overwrites=self.overwrites)
         members = zip(*(given.graph.parameters[n] for n in names), strict=True)
+        shares = (self.decline * trend.decline).exp().unbind(1)
         parts = []
-        for block, stack, main, ends in zip(
-            blocks, members, mains, block_ends(blocks, own), strict=True
+        for block, stack, main, ends, share in zip(
+            blocks, members, mains, block_ends(blocks, own), shares, strict=True
         ):
             like = {key: _each(value, block.folds) for key, value in gains.items()}
             copies = len(like["length"]) // len(stack)
@@ -213,7 +234,9 @@ class UpdateRule(Rule):
                 x[:, None].expand(-1, copies).reshape(-1, 1, 1, 1)
                 for x in (given.kind_factors(stack), given.scales(stack))
             )
-            like["length"] = like["length"] * factor
+            like["length"] = (
+                like["length"] * factor * _each(share, block.folds).reshape(-1, 1, 1, 1)
+            )
             parts.append(
                 Edges(
                     stack,
@@ -229,7 +252,12 @@ class UpdateRule(Rule):
         return parts
 
     def _biases(
-        self, given: Given, names: Sequence[str], gains: dict[str, Tensor], renewed: State
+        self,
+        given: Given,
+        names: Sequence[str],
+        gains: dict[str, Tensor],
+        trend: Trend,
+        renewed: State,
     ) -> Edges:
         """Biases one below the other, so that many small ones cost as little as one."""
         blocks = [given.graph.parameters[n][0] for n in names]
@@ -237,18 +265,17 @@ class UpdateRule(Rule):
         own = {key: below(given.states(names, key)) for key in (*self.decays, "target")}
         own["step"] = joint(given.states(names, "step"))
         grad = below([given.grads[n] for n in names])
+        index = rows_of(counts, grad.device)
+        grad = grad * trend.outlier[:, index]
         own = self.advanced(own, grad)
         changed = {key: own[key].split(counts, 1) for key in self.decays}
+        changed |= {key: x.split(1, 1) for key, x in trend.state.items()}
         changed["step"] = own["step"].chunk(len(names))
         renewed |= given_back(names, given.state, changed, overwrites=self.overwrites)
-        index = torch.repeat_interleave(
-            torch.arange(len(names), device=grad.device),
-            torch.tensor(counts, device=grad.device),
-            output_size=sum(counts),
-        )
         # (biases · batch, 1, 1, 1) by parameter -> (batch, neurons, 1, 1)
         gains = {key: x.reshape(len(names), -1).mT[:, index] for key, x in gains.items()}
-        gains["length"] = gains["length"] * given.kind_factors(blocks)[index]
+        shares = given.kind_factors(blocks) * (self.decline * trend.decline).exp()
+        gains["length"] = gains["length"] * shares[:, index]
         weights = below([given.weights[block.name] for block in blocks])
         return Edges(
             blocks,

@@ -79,12 +79,18 @@ def restore(
 ) -> Module:
     """The module that ``build`` makes of a file's config, with the file's tensors.
 
-    The global random state stays as it is; errors as in :func:`load_weights`.
+    The global random state stays as it is; errors as in :func:`load_weights`, and a ValueError for
+    tensors that are not those of the module.
     """
     config, tensors = load_weights(name_or_path, kind=kind)
     with torch.random.fork_rng(devices=[]):
         module = build(**config)
-    module.load_state_dict(tensors)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name_or_path}: expected weights of this version of {type(module).__name__}: {error}"
+        ) from error
     return module
 
 

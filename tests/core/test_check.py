@@ -25,6 +25,21 @@ class Fine(ModuleTask):
         return mse_loss(self.forward(params, batch), batch.sum(1, keepdim=True))
 
 
+class WrongValidation(Fine):
+    def validation_batch(self, generator):
+        return torch.randn(8, 3, generator=generator)
+
+
+class NotFiniteValidation(Fine):
+    def validation_batch(self, generator):
+        return torch.full((8, 2), torch.inf)
+
+
+class Negative(Fine):
+    def loss(self, params, batch):
+        return super().loss(params, batch) - 100.0
+
+
 class NoDictionary(Fine):
     def init(self, generator):
         return [torch.zeros(2)]
@@ -165,6 +180,9 @@ DEFECTS = {
     Unread: ["loss: expected a gradient for '1.bias', but the loss does not read it"],
     SteepGradient: ["loss: expected finite gradients, those of '0.bias' are not"],
     WrongStack: ["losses: expected "],
+    WrongValidation: ["loss: expected to take what validation_batch gives, got "],
+    NotFiniteValidation: ["loss: expected a finite number on what validation_batch gives"],
+    Negative: ["loss: expected none below 0, got "],
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -170,8 +171,11 @@ def test_fit_writes_a_store(run, pictures, tmp_path):
     [
         (["fit", "none.png", "-o", "s.safetensors"], "none.png: no such file"),
         (["fit", "two.npy", "-o", "none/s.safetensors"], "--output must lie in an existing"),
-        (["fit", "two.npy", "-o", "s", "--hidden", "3,x"], "--hidden: expected widths"),
-        (["fit", "two.npy", "-o", "s", "--hidden", "0"], "hidden must be at least 1"),
+        (["fit", "two.npy", "-o", "two.npy"], "--output must be a file that ends in .safetensors"),
+        (["fit", "two.npy", "-o", "s.safetensors", "--hidden", "3,x"], "--hidden: expected widths"),
+        (["fit", "two.npy", "-o", "s.safetensors", "--hidden", "0"], "hidden must be at least 1"),
+        (["edit", "two.npy", "--recipe", "huge.yaml", "--out", "x"], "blur: strength must be at m"),
+        (["edit", "two.npy", "--recipe", "less.yaml", "--out", "x"], "erode: strength must not be"),
         (["edit", "two.npy", "--recipe", "inver", "--out", "x"], "did you mean 'invert'"),
         (["edit", "two.npy", "--recipe", "rule.yaml", "--out", "x"], "unknown key 'kind'"),
         (["edit", "two.npy", "--recipe", "invert", "--out", "two.npy"], "out must be a fol"),
@@ -208,6 +212,8 @@ def test_mistakes_are_lines_and_not_tracebacks(run, pictures, tmp_path, argument
     np.save(tmp_path / "dot.npy", np.zeros((3, 3)))
     step = "name: a\nedits: [{edit: %s, strength: %s}]\n"
     (tmp_path / "far.yaml").write_text(step % ("crop", "2"))
+    (tmp_path / "huge.yaml").write_text(step % ("blur", "1000000"))
+    (tmp_path / "less.yaml").write_text(step % ("erode", "-1"))
     (tmp_path / "dot.yaml").write_text(step % ("invert", "1, mask: dot.npy"))
     try:
         code, out, errors = run(*arguments)
@@ -220,6 +226,20 @@ def test_mistakes_are_lines_and_not_tracebacks(run, pictures, tmp_path, argument
     assert "Traceback" not in out + errors
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_warning_is_one_line(run, tmp_path):
+    np.save(tmp_path / "stroke.npy", np.eye(28))
+    (tmp_path / "far.yaml").write_text("name: far\nedits: [{edit: dilate, strength: 1.5}]\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, _, errors = run(
+            "edit", "stroke.npy", "--recipe", "far.yaml", "--out", "made", "--no-compare"
+        )
+    assert code == 0
+    lines = [line for line in errors.splitlines() if "trained up to" in line]
+    assert lines == ["warning: strength of dilate: trained up to 1, got 1.5"]
+    assert "UserWarning" not in errors
 
 
 def test_edit_of_images_is_measured_against_them(run, pictures, tmp_path):
@@ -385,6 +405,12 @@ def test_meta_training_of_a_rule(run, tmp_path):
     (tmp_path / "rule.yaml").write_text(RULE.replace("steps: 3", "steps: 5"))
     assert run("meta-train", "rule.yaml", "--resume")[0] == 0
     assert len((folder / "log.jsonl").read_text().splitlines()) == 5
+    (tmp_path / "rule.yaml").write_text(RULE.replace("networks: 2", "networks: 3"))
+    code, _, errors = run("meta-train", "rule.yaml", "--resume")
+    assert code == 1
+    expected = "error: --resume: the run in runs/tiny has networks 2, not 3"
+    assert error_lines(errors) == [expected]
+    assert json.loads((folder / "recipe.json").read_text())["networks"] == 2
 
 
 def test_meta_training_keeps_the_best_by_validation(run, tmp_path):
@@ -395,7 +421,7 @@ def test_meta_training_keeps_the_best_by_validation(run, tmp_path):
     UpdateRule.from_pretrained(tmp_path / "here" / "best.safetensors")
     assert "best.safetensors" in out
     lines = (tmp_path / "here" / "log.jsonl").read_text().splitlines()
-    assert ["validation" in json.loads(line) for line in lines] == [False, True, False]
+    assert ["validation" in json.loads(line) for line in lines] == [False, True, True]
 
 
 def test_a_missing_tracker_is_one_clear_line(run, tmp_path, monkeypatch):
@@ -434,7 +460,7 @@ def test_meta_training_of_an_editor_fits_its_networks_once(run, tmp_path):
     (tmp_path / "editor.yaml").write_text(EDITOR.replace("count: 3", "count: 2"))
     code, _, errors = run(*arguments, "--resume")
     assert code == 1
-    assert "holds networks of other images" in error_lines(errors)[0]
+    assert error_lines(errors)[0] == "error: --resume: the run in out has count 3, not 2"
 
 
 def test_photographs_are_a_source_of_patches():

@@ -78,9 +78,12 @@ def test_tensor_lr(cls):
     assert same(*map(values, models))
 
 
-def test_tensor_lr_of_one_element_may_change_in_place(cls):
-    models, lr = (network(), network()), torch.tensor([0.5])
-    first, second = make(cls, models[0], lr=lr), make(cls, models[1], lr=0.5)
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1, 1)])
+def test_tensor_lr_of_one_element_may_change_in_place(cls, shape):
+    models, lr = (network(), network()), torch.full(shape, 0.5)
+    first, second = (
+        make(cls, m, lr=r, weight_decay=0.1) for m, r in zip(models, (lr, 0.5), strict=True)
+    )
     train(models[0], first)
     train(models[1], second)
     first.param_groups[0]["lr"].fill_(0.125)

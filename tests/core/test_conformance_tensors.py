@@ -36,6 +36,12 @@ def test_numbers_and_empty_parameters(cls):
     assert own.health().ok
 
 
+def test_state_of_nothing_but_empty_parameters(cls):
+    own = step_on(cls, nn.Parameter(torch.ones(0)), nn.Parameter(torch.ones(3, 0)))
+    own.load_state_dict(own.state_dict())
+    assert own.state_dict()["state"] == {}
+
+
 def test_empty_grad(cls):
     model, reference = network(), network()
     model.register_parameter("nothing", nn.Parameter(torch.zeros(0, 4)))

@@ -30,7 +30,12 @@ def make(path):
         digits(), mlp((64, 6, 10), nn.ReLU), loss="cross-entropy", batch_size=16
     )
 
+class Mine:
+    def __init__(self, path):
+        self.module, self.example_inputs = make(path).module, make(path).example_inputs
+
 TINY = HeldOut(12, make)
+MINE = HeldOut(12, Mine)
 WRONG = 3
 """
 
@@ -186,6 +191,12 @@ def test_weights_are_part_of_the_key(tmp_path):
     assert len(keys) == 2
 
 
+def test_weights_of_the_rule_without_a_model_are_part_of_the_key(monkeypatch):
+    before = evaluate._key(make_task(), "no-graph", {}, seed=0, steps=1)
+    monkeypatch.setattr(evaluate, "DEFAULT_RULE_WITHOUT_MODEL", DEFAULT_RULE)
+    assert evaluate._key(make_task(), "no-graph", {}, seed=0, steps=1) != before
+
+
 def test_equal_tasks_have_equal_fingerprints():
     assert fingerprint(make_task()) == fingerprint(make_task())
     assert isinstance(make_task(), EvaluatedTask)
@@ -283,6 +294,10 @@ def test_what_is_missing_is_known_before_the_first_run(tmp_path, tasks_module):
         Evaluation(["digits-long"], ["learned:none"], tmp_path)
     with pytest.raises(TypeError, match="users_tasks:WRONG: expected a HeldOut, got int"):
         Evaluation([tasks_module.replace("TINY", "WRONG")], ["adam"], tmp_path)
+    with pytest.raises(ValueError, match=r"users_tasks:NONE: .* nothing of that name"):
+        Evaluation([tasks_module.replace("TINY", "NONE")], ["adam"], tmp_path)
+    with pytest.raises(TypeError, match=r"users_tasks:MINE: .* Mine lacks \['evaluate', 'graph'"):
+        Evaluation([tasks_module.replace("TINY", "MINE")], ["adam"], tmp_path)
 
 
 def test_a_learned_contender_is_the_optimizer_of_the_package():

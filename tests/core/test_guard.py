@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scalegmn_opt import LearnedOptimizer, UpdateRule
+from scalegmn_opt import LearnedOptimizer, UpdateRule, optim
 from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf"), 1e30]  # the last: its square is not
@@ -192,3 +192,28 @@ def test_health_is_a_snapshot():
     _, own = prepared()
     own.health().masked["0.bias"] = 3
     assert own.health().ok
+
+
+def losses_with_an_outlier(size):
+    """Losses of 60 steps, the eleventh of which is given noise of ``size`` times the gradient's."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), torch.randn(64, 8)
+    own, losses = LearnedOptimizer.for_model(model, (x,)), []
+    for step in range(60):
+        own.zero_grad()
+        losses.append(F.cross_entropy(model(x), x[:, :3].argmax(1)))
+        losses[-1].backward()
+        if step == 10:
+            for p in model.parameters():
+                p.grad = size * p.grad.square().mean().sqrt() * torch.randn(p.shape)
+        own.step()
+    return torch.stack(losses).detach()
+
+
+def test_one_gradient_that_is_far_too_large_does_not_end_training(monkeypatch):
+    """Its direction would otherwise be all that normalised momentum knows for dozens of steps."""
+    found = losses_with_an_outlier(1e15)
+    assert found[11:].max() < found[0]
+    assert found[30:].max() < 0.1
+    monkeypatch.setattr(optim.decline, "_MOST", float("inf"))
+    assert losses_with_an_outlier(1e15)[30:].max() > 1.0

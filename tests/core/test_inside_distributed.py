@@ -55,7 +55,7 @@ def test_fully_sharded_model_is_refused(mesh):
         make(CLASSES[1], model)
 
 
-SCRIPT = '''
+SCRIPT = """
 import copy, json, sys
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ for cls in CLASSES:
 if accelerator.is_main_process:
     print("FOUND" + json.dumps(found))
 accelerator.end_training()
-'''
+"""
 
 
 @pytest.mark.slow
@@ -128,6 +128,10 @@ def worker(rank, folder):
         torch.manual_seed(rank)
         model = nn.parallel.DistributedDataParallel(network().double())
         own = make(cls, model.module, max_change=1.0)
+        traced, alone = (
+            cls.for_model(m, (X.double(),), **options_of(cls)).graph for m in (model, model.module)
+        )
+        assert (traced.groups, traced.blocks) == (alone.groups, alone.blocks)
         for _ in range(5):
             own.zero_grad()
             nn.functional.cross_entropy(model(X[rank::2].double()), LABELS[rank::2]).backward()

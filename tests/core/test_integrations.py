@@ -151,6 +151,24 @@ class Classifier(nn.Module):
         return out if labels is None else (F.cross_entropy(out, labels), out)
 
 
+def test_trainer_of_transformers_makes_the_optimizer(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = Classifier()
+    start = F.cross_entropy(model(X), Y).item()
+    arguments = TrainingArguments(
+        tmp_path, max_steps=20, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    factory = (lambda: LearnedOptimizer.for_model), {"example_inputs": (X,), "rule": rule()}
+    trainer = Trainer(model, arguments, train_dataset=Pairs(), optimizer_cls_and_kwargs=factory)
+    trainer.train()
+    own = trainer.optimizer.optimizer  # within accelerate's
+    assert isinstance(own, LearnedOptimizer)
+    assert own.health().steps == 20
+    assert own.graph.parameters.keys() == dict(model.named_parameters()).keys()
+    assert F.cross_entropy(model(X), Y) < 0.9 * start
+
+
 def test_trainer_of_transformers(tmp_path):
     from transformers import Trainer, TrainingArguments
 

@@ -328,3 +328,28 @@ def test_observed_gauge_trains():
     model = network()
     losses = train(model, observing(model, LearnedOptimizer, rule=UpdateRule(channels=0)), 60)
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sizes_that_are_not_finite_leave_the_sweep(value):
+    model, swept = network(), network()
+    own = observing(model)
+    model(X * value)
+    expected = step(swept, GaugeAdam.for_model(swept, (X,)))
+    assert_equal_ends(step(model, own), expected)
+
+
+def test_an_optimizer_that_is_resumed_has_its_gauge():
+    model, again = network(), network()
+    own, other = observing(model), observing(again)
+    expected = step(model, own)
+    other.load_state_dict(own.state_dict())
+    assert hooks(again) == 0
+    assert_equal_ends(step(again, other, 3 * X), expected)
+
+
+def test_an_empty_state_is_no_gauge():
+    model = network()
+    own = observing(model)
+    own.load_state_dict(own.state_dict())
+    assert hooks(model) > 0

@@ -312,6 +312,17 @@ def test_two_models_with_the_same_names():
             torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_example_inputs_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="example_inputs: expected finite numbers, got a size of"):
+        LearnedOptimizer.for_model(network(), (X * value,))
+
+
+def test_example_inputs_without_a_sample_count_as_of_size_one():
+    model = network()
+    assert LearnedOptimizer.for_model(model, (X[:0],)).input_rms == 1.0
+
+
 def test_no_parameter_in_common_with_the_model():
     model, p = network(), nn.Parameter(torch.ones(3))
     own = LearnedOptimizer([p], model=model, example_inputs=(X,), rule=RULE)

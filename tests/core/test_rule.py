@@ -169,7 +169,8 @@ def test_state_before_the_first_step():
     state = UpdateRule().init(graph, params)
     for block in graph.blocks:
         values, p = state[block.parameter], params[block.parameter]
-        assert values.keys() == {"step", "fast", "slow", "square", "target", "source"}
+        ours = {"step", "fast", "slow", "square", "level", "peak", "target", "source"}
+        assert values.keys() == ours
         assert values["step"].tolist() == [0.0, 0.0]
         assert all(not values[k].any() and values[k].shape == p.shape for k in ("fast", "slow"))
         assert values["target"].shape == (2, block.shape[0])
@@ -189,12 +190,16 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     graph = trace(module, (torch.ones(1, 3),))
     rule, rms = UpdateRule().double(), 2.5
-    power, layers = rule.kinds[0].item(), rule.kinds[-1].item()  # of float32
-    first, warm = rule.schedule[:2].tolist()
-    assert (first, warm) == pytest.approx((-2.8, 2.5))
+    rank, vector, last, early, _, layers = rule.kinds.tolist()
     exponents = (rule.coherence + rule.shallow / 2).tolist()  # of two layers
     shares = dict(zip(("fast", "slow"), exponents, strict=True))
-    assert (power, layers, *shares.values()) == pytest.approx((0.5, -1.2, 0.2, 0.1))
+    assert shares == pytest.approx({"fast": 0.3, "slow": 0.5})
+    kinds = {
+        "0.weight": rank * math.log(3 / 64) + early,
+        "0.bias": vector,
+        "2.weight": rank * math.log(2 / 64) + last,
+        "2.bias": vector + last,
+    }
     params = random_params(graph, seeded())
     hidden, output = mlp_gauge(params, rms)
     ratio = {
@@ -203,12 +208,10 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
         "2.weight": output[:, :, None] / hidden[:, None, :],
         "2.bias": output,
     }
-    rank = {"0.weight": 3, "2.weight": 2}
     scale = {"0.weight": 1 / 3, "0.bias": 3**-0.5, "2.weight": 1 / 4, "2.bias": 4**-0.5}
     state = rule.init(graph, params, input_rms=rms)
-    momentum, late, square = (
-        {n: torch.zeros_like(p) for n, p in params.items()} for _ in range(3)
-    )
+    momentum, late, square = ({n: torch.zeros_like(p) for n, p in params.items()} for _ in range(3))
+    peak = dict.fromkeys(params, 0.0)
     for step in range(1, 4):
         grads = random_params(graph, seeded(step))
         updates, state = rule(graph, params, grads, state)
@@ -225,9 +228,13 @@ def test_untrained_rule_is_whitened_momentum_of_matrices_and_normalised_of_vecto
                 ahead = 0.9 * momentum[name] + 0.1 * grad  # Nesterov's
                 direction = whitened((ahead * ratio[name])[..., None])[..., 0]
             length = 4 / (1 + step / 100) * (1 + step / 3000) * (2 / 3) ** layers
-            length = length * math.exp(first + warm * step / (step + 3))
+            times = [step / (step + scale) for scale in (3, 10, 30, 100, 300, 1000)]
+            schedule = sum(a * b for a, b in zip(rule.schedule.tolist(), [1, *times], strict=True))
+            length = length * math.exp(schedule + kinds[name])
+            seen = (square[name] * ratio[name] ** 2).flatten(1).mean(1) / (1 - 0.99**step)
+            peak[name] = torch.maximum(seen, torch.as_tensor(peak[name]))
+            length = length * (seen / peak[name]) ** (rule.decline.item() / 2)
             length = (length * coherent).reshape(-1, *[1] * (direction.ndim - 1))
-            length = length if name.endswith("bias") else length * (rank[name] / 64) ** power
             expected = -length * scale[name] * ratio[name] * direction
             torch.testing.assert_close(updates[name], expected, rtol=1e-9, atol=1e-12)
 
@@ -240,7 +247,7 @@ class Sine(nn.Module):
 def plain_rule(**numbers):
     """The rule without networks, whose steps are all equal but for the numbers given."""
     rule = UpdateRule(channels=0).double().requires_grad_(False)
-    equal = {"kinds": [0.0] * 6, "coherence": [0.0] * 2, "shallow": [0.0] * 2}
+    equal = {"kinds": [0.0] * 6, "coherence": [0.0] * 2, "shallow": [0.0] * 2, "decline": 0.0}
     for name, values in {**equal, **numbers}.items():
         getattr(rule, name).copy_(torch.tensor(values, dtype=torch.float64))
     return rule
@@ -331,6 +338,62 @@ def test_steps_depend_on_how_coherent_gradients_are(layers):
         torch.testing.assert_close(found[name], plain[name], rtol=1e-9, atol=0)
 
 
+def test_steps_fall_as_gradients_decline():
+    """With a power of a block's root mean square over the largest it ever had."""
+    shapes = {"a": (4, 3), "b": (4, 3), "kernel": (4, 3, 2), "vector": (5,), "other": (3,)}
+    graph = WeightGraph.from_parameters(shapes)
+    speeds = dict(zip(shapes, (0.97, 0.9, 1.02, 0.95, 1.0), strict=True))
+    first, gradients = random_params(graph, seeded(1)), []
+    for step in range(80):
+        gradients.append({n: g * speeds[n] ** step for n, g in first.items()})
+    found, plain = run_rules(graph, gradients, plain_rule(decline=0.6), plain_rule())
+    for name, speed in speeds.items():
+        levels = [
+            sum(0.99 ** (step - i) * speed ** (2 * i) for i in range(step + 1))
+            / sum(0.99**i for i in range(step + 1))
+            for step in range(80)
+        ]
+        expected = (levels[-1] / max(levels)) ** (0.6 / 2)
+        assert (expected < 0.7) == (speed < 1)
+        ratio = found[name] / plain[name]
+        torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-9, atol=0)
+
+
+def test_the_parts_of_a_parameter_decline_each_by_itself():
+    module = nn.MultiheadAttention(4, 2, bias=False, dtype=torch.float64)
+    x = torch.randn(3, 2, 4, generator=seeded(), dtype=torch.float64)
+    graph = trace(module, (x, x, x))
+    grads = random_params(graph, seeded(1))
+    later = {n: g.clone() for n, g in grads.items()}
+    later["in_proj_weight"][:, :4] *= 0.1  # of the queries
+    steps = [grads, *[later] * 30]
+    found, plain = run_rules(graph, steps, plain_rule(decline=0.6), plain_rule())
+    ratio = (found["in_proj_weight"] / plain["in_proj_weight"])[0]
+    assert (ratio[:4] < 0.8).all()
+    torch.testing.assert_close(ratio[4:], torch.ones_like(ratio[4:]))
+
+
+@pytest.mark.parametrize("size", [1e6, 1e100])
+def test_one_gradient_that_is_far_off_is_hardly_a_peak(size):
+    graph = WeightGraph.from_parameters({"matrix": (4, 3), "vector": (5,)})
+    grads = random_params(graph, seeded(1))
+    huge = {n: size * g for n, g in grads.items()}
+    rules = plain_rule(decline=0.6), plain_rule()
+    found, plain = run_rules(graph, [*[grads] * 20, huge, *[grads] * 60], *rules)
+    for name in graph.parameters:
+        share = (found[name] / plain[name]).min().item()
+        assert 0.8 < share < 1.0
+
+
+def test_gradients_that_begin_at_zero_have_no_peak_then():
+    graph = WeightGraph.from_parameters({"matrix": (4, 3), "vector": (5,)})
+    grads = random_params(graph, seeded(1))
+    zero = {n: torch.zeros_like(g) for n, g in grads.items()}
+    rules = plain_rule(decline=0.6), plain_rule()
+    found, plain = run_rules(graph, [zero, zero, *[grads] * 3], *rules)
+    assert_close(found, plain, 1e-12)
+
+
 def test_zero_gradients_move_nothing():
     graph, rule = random_graph(seeded(), symmetries=MIXED), UpdateRule().double()
     params = random_params(graph, seeded())
@@ -351,7 +414,9 @@ def test_update_does_not_depend_on_the_size_of_gradients(size):
 def test_every_parameter_of_a_trained_rule_is_used():
     graph, rule = random_graph(seeded(1), symmetries=MIXED), trained().requires_grad_()
     params, grads = random_params(graph, seeded()), random_params(graph, seeded(1))
-    updates, _ = rule(graph, params, grads, rule.init(graph, params))
+    less = {n: g / 2 for n, g in grads.items()}
+    _, state = rule(graph, params, grads, rule.init(graph, params))
+    updates, _ = rule(graph, params, less, state)
     sum(u.square().sum() for u in updates.values()).backward()
     assert [n for n, p in rule.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -446,6 +511,13 @@ def test_files_that_are_no_rule(tmp_path):
     save_weights(other, nn.Linear(2, 2), kind="editor", config={})
     with pytest.raises(ValueError, match=r"'rule'\) \(format, kind\), got .*'editor'"):
         UpdateRule.from_pretrained(other)
+    old = tmp_path / "old.safetensors"
+    rule = UpdateRule(channels=0)
+    del rule.decline
+    save_weights(old, rule, kind="rule", config=rule.config)
+    message = r"(?s)old.safetensors: expected weights of this version of UpdateRule: .*decline"
+    with pytest.raises(ValueError, match=message):
+        UpdateRule.from_pretrained(old)
 
 
 @pytest.mark.parametrize(

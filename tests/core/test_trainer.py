@@ -1,6 +1,7 @@
 """Clipping, averages, validation, trackers and recovery of the meta-trainer."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -107,12 +108,46 @@ def test_gradients_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert trainer.trained.weight != 0
 
 
+class Below(Slopes):
+    """A loss that is not finite, with a gradient that is, as the log of a negative number."""
+
+    def forward(self, worker):
+        return (self.weight - 1.0).log(), {}
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_the_log_stays_json(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    trainer = MetaTrainer(
+        Below(()), tmp_path, steps=3, workers=1, accelerator=accelerator, progress=False
+    )
+    trainer.train()
+    assert trainer.skipped == 3
+    assert trainer.trained.weight == 0
+    assert [record["loss"] for record in log_of(tmp_path)] == [None] * 3
+    assert all(map(math.isnan, read_log(tmp_path, "loss").values()))
+
+
+def test_validation_knows_whether_there_is_a_graph():
+    validation = RuleValidation(resolve_suite("tiny/validation"), runs=1, steps=5)
+    losses = {
+        validation.loss(TruncatedBackprop(small_rule(), resolve_suite("tiny"), graph=graph), 0)
+        for graph in (True, False)
+    }
+    assert len(losses) == 2
+
+
+def test_the_last_step_is_validated(tmp_path):
+    trainer = make(tmp_path, validation=Distance(-0.3), steps=5)
+    trainer.train()
+    assert list(read_log(tmp_path, "validation")) == [2, 4, 5]
+
+
 def test_the_average_is_what_is_written(tmp_path):
     trainer, values = make(tmp_path, average=0.5, steps=5), []
     update = trainer._update
 
-    def record(norm):
-        update(norm)
+    def record(norm, loss):
+        update(norm, loss)
         values.append(float(trainer.accelerator.unwrap_model(trainer.objective).weight.detach()))
 
     trainer._update = record
