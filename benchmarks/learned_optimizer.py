@@ -11,8 +11,8 @@ benchmark goes on where it was. The results here were made by
     --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
     --against soap muon nadamw adamw sgd --tasks digits-long --result learned_optimizer_long
 
-the second on all tasks, the fourth on the long one, the others on those of 500 steps. The last three
-are earlier, and of the rules before these.
+the second on all tasks, the others on those of 500 steps but for the last. The last three are
+earlier, and of the rules before these.
 """
 
 import argparse
