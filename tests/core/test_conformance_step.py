@@ -8,7 +8,19 @@ import socket
 
 import pytest
 import torch
-from optimizers import CLASSES, X, bare, loss_of, make, network, same, states, train, values
+from optimizers import (
+    CLASSES,
+    X,
+    bare,
+    loss_of,
+    make,
+    network,
+    options_of,
+    same,
+    states,
+    train,
+    values,
+)
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -329,11 +341,13 @@ def test_unused_parameters(cls):
     lr = 0.1
     if cls is PathSGD:  # its unit counts the weights, used or not
         lr = 0.1 * every / used
+    options = options_of(cls, max_change=None)
     if cls is LearnedOptimizer:  # and this one's the matrices: four, of which three are used
-        lr = 0.1 * (4 / 3) ** -make(cls, model).rule.kinds[-1].item()
+        options["rule"].requires_grad_(False).shallow.zero_()
+        lr = 0.1 * (4 / 3) ** -options["rule"].kinds[-1].item()
     before = values(model.unused)
-    train(model, make(cls, model, lr=lr, max_change=None), 3)
-    train(reference, make(cls, reference, lr=0.1, max_change=None), 3)
+    train(model, make(cls, model, lr=lr, **options), 3)
+    train(reference, make(cls, reference, lr=0.1, **options), 3)
     assert same(before, values(model.unused))
     for p, expected in zip(model.used.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-5)
