@@ -82,7 +82,7 @@ class Evaluation:
             made = held_out_task(task).make(self.data)
             if not isinstance(made, EvaluatedTask):
                 needed = ("module", "example_inputs", "evaluate", "graph", "init", "batch", "loss")
-                missing = [name for name in needed if not hasattr(made, name)]
+                missing = [name for name in needed if name not in dir(made)]
                 raise TypeError(
                     f"{task}: expected a task that can be evaluated, "
                     f"{type(made).__name__} lacks {missing}"

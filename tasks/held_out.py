@@ -118,10 +118,10 @@ def held_out_task(name: str) -> HeldOut:
         raise ValueError(
             f"unknown task {name!r}; choose from {sorted(HELD_OUT)} or 'package.module:NAME'"
         )
-    module = importlib.import_module(module_name)
-    if not hasattr(module, attribute):
+    known = vars(importlib.import_module(module_name))
+    if attribute not in known:
         raise ValueError(f"{name}: expected a HeldOut, there is nothing of that name in the module")
-    found = getattr(module, attribute)
+    found = known[attribute]
     if not isinstance(found, HeldOut):
         raise TypeError(f"{name}: expected a HeldOut, got {type(found).__name__}")
     return found
