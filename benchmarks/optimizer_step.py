@@ -116,6 +116,7 @@ OURS: dict[str, Callable[[nn.Module, tuple[Tensor]], Optimizer]] = {
     "LearnedOptimizer": LearnedOptimizer.for_model,
     COMPILED: partial(LearnedOptimizer.for_model, compile=True),
     "LearnedOptimizer, no graph": lambda model, _: LearnedOptimizer(model.parameters()),
+    "LearnedOptimizer, permutations alone": partial(LearnedOptimizer.for_model, rule="permutation"),
     "LearnedOptimizer, graph network": partial(LearnedOptimizer.for_model, rule=UpdateRule()),
     "GaugeAdam": GaugeAdam.for_model,
     "GaugeMuon": GaugeMuon.for_model,

@@ -148,7 +148,9 @@ def meta_train(
         objective = loaded.objective(store, images)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        (out / _RECIPE).write_text(loaded.model_dump_json(indent=1) + "\n")
+        temporary = out / f"{_RECIPE}.partial"  # other processes may be reading the old one
+        temporary.write_text(loaded.model_dump_json(indent=1) + "\n")
+        os.replace(temporary, out / _RECIPE)
     trainer = MetaTrainer(
         objective,
         out,

@@ -30,7 +30,7 @@ def check_task(task: Task, *, seed: int = 0) -> None:
 
     Checked are the initial parameters and the graph that covers them, that ``init``, ``batch`` and
     ``loss`` depend on their arguments alone and change none of them, and that the loss is one
-    finite number with finite gradients.
+    finite number, not below zero, with finite gradients, and finite on validation batches, too.
 
     Raises:
         TypeError: if ``task`` lacks a method or attribute of :class:`Task`.
@@ -126,7 +126,7 @@ def _wrong_loss(task: Task, params: dict[str, Tensor], seed: int) -> Iterator[st
     if loss <= -LOSS_FLOOR:
         yield (
             f"loss: expected none below 0, got {float(loss.detach())}; "
-            "objectives are logs of losses"
+            "objectives but the mean take logs of losses"
         )
     again = task.loss(leaves, batch)
     if not torch.equal(loss, again) and bool(loss.isfinite()):

@@ -20,7 +20,7 @@ class RuleValidation:
 
     Args:
         suite: where tasks come from; run ``i`` always has the same.
-        every: meta-steps between two validations.
+        every: meta-steps between two validations; the last meta-step has one, too.
         runs: how many runs, each of an architecture of its own.
         networks: how many tasks of one architecture are stacked in a run.
         steps: of a run.

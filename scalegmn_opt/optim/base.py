@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import reduce
-from math import isfinite
 from typing import Any, Self
 
 import torch
@@ -20,6 +19,7 @@ from scalegmn_opt.optim.checks import (
     check_parameters,
     check_state,
     number,
+    size_of_inputs,
 )
 from scalegmn_opt.optim.compiled import CompiledRule
 from scalegmn_opt.optim.directions import scaled
@@ -72,7 +72,7 @@ class GraphOptimizer(Optimizer):
             self._model_parameters = dict(model.named_parameters())
             check_parameters(type(self).__name__, self._model_parameters)
             self._traced = trace(model, example_inputs)
-            self.input_rms = _rms(example_inputs)
+            self.input_rms = size_of_inputs(example_inputs)
             self._observer = Observer(model) if gauge == "observed" else None
         self.rule = rule.requires_grad_(False)
         self.record = False
@@ -352,14 +352,3 @@ def _working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
     """float32, or float64 if there are float64 parameters."""
     dtypes = (p.dtype for p in parameters.values())
     return reduce(torch.promote_types, dtypes, torch.float32)
-
-
-def _rms(inputs: Sequence[Any]) -> float:
-    """Root mean square of the first floating-point input; 1 if there is none, or only zeros."""
-    for x in inputs:
-        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
-            found = float(x.detach().double().square().mean().sqrt())
-            if not isfinite(found):
-                raise ValueError(f"example_inputs: expected finite numbers, got a size of {found}")
-            return found or 1.0
-    return 1.0

@@ -1,6 +1,7 @@
 """What an optimizer refuses, and how it says so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
@@ -64,3 +65,18 @@ def check_state(
 def number(value: float | Tensor) -> float:
     """A Python number, also of a tensor that has a gradient."""
     return float(value.detach()) if isinstance(value, Tensor) else float(value)
+
+
+def size_of_inputs(inputs: Sequence[Any]) -> float:
+    """Root mean square of the first floating-point input; 1 if there is none, or only zeros.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
+    for x in inputs:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
+            found = float(x.detach().double().square().mean().sqrt())
+            if not isfinite(found):
+                raise ValueError(f"example_inputs: expected finite numbers, got a size of {found}")
+            return found or 1.0
+    return 1.0

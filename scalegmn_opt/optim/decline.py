@@ -1,6 +1,6 @@
 """How far gradients have declined since they were largest: how close training is to its end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,17 +49,13 @@ def trends(
     Worked out for all at once.
     """
     squares = [_of_stack(given, names) for names in stacks]
+    known = [_known(given, names, joint) for names in stacks]
     if biases:
         squares.append(_of_biases(given, biases))
-    every = [*stacks, biases] if biases else stacks
-    kept = ("level", "peak", "step")
-    own = [
-        {key: _as_blocks(given.states(names, key), below=names is biases) for key in kept}
-        for names in every
-    ]
+        known.append(_known(given, biases, below))
     level, peak, steps = (
-        torch.cat([x[key].expand_as(s).flatten() for x, s in zip(own, squares, strict=True)])
-        for key in kept
+        torch.cat([x.expand_as(s).flatten() for x, s in zip(own, squares, strict=True)])
+        for own in zip(*known, strict=True)
     )
     found = _advanced(torch.cat([s.flatten() for s in squares]), level, peak, steps + 1, decay)
     sizes = [s.numel() for s in squares]
@@ -84,10 +80,12 @@ def _advanced(
     return level, peak, outlier, ratio.clamp_min(_LEAST).log() / 2
 
 
-def _as_blocks(values: Sequence[Tensor], *, below: bool) -> Tensor:
-    """Numbers (batch, blocks or 1) of parameters that are stacked along the batch, or lie below."""
-    columns = [x.reshape(len(x), -1) for x in values]
-    return torch.cat(columns, 1) if below else joint(columns)
+def _known(
+    given: Given, names: Sequence[str], put: Callable[[list[Tensor]], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Level, peak and step (batch, blocks or 1), with the parameters ``put`` together."""
+    level, peak, step = (given.states(names, key) for key in ("level", "peak", "step"))
+    return put(level), put(peak), put([x[:, None] for x in step])
 
 
 def _of_stack(given: Given, names: Sequence[str]) -> Tensor:

@@ -160,15 +160,9 @@ class UpdateRule(Rule):
             updates |= found
         return unpack(graph, updates), renewed
 
-    def _rest(
-        self,
-        p: Tensor,
-        blocks: tuple[WeightBlock, ...],
-        targets: Mapping[str, Tensor],
-        sources: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def _kept(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
         levels = {key: p.new_zeros(len(p), len(blocks)) for key in ("level", "peak")}
-        return {**super()._rest(p, blocks, targets, sources), **levels}
+        return super()._kept(p, blocks) | levels
 
     def _seen(self, graph: WeightGraph) -> WeightGraph:
         """The graph as the neurons' networks know it."""
@@ -214,6 +208,7 @@ class UpdateRule(Rule):
         blocks = given.graph.parameters[names[0]]
         own = {key: joint(given.states(names, key)) for key in given.state[names[0]]}
         grad = joint([given.grads[n] for n in names])
+        # By the worst of its blocks: one gradient, one factor.
         grad = grad * trend.outlier.amin(1).reshape(-1, *[1] * (grad.ndim - 1))
         mains, own = self.main_directions(blocks, grad, self.advanced(own, grad) | trend.state)
         if len(names) == 1:

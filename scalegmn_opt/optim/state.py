@@ -73,12 +73,13 @@ class Rule(nn.Module):
         return {
             "step": torch.zeros(len(p), dtype=p.dtype, device=p.device),
             **{key: torch.zeros_like(p) for key in self.decays},
-            **self._whiteners(p, blocks),
+            **self._kept(p, blocks),
             "target": torch.cat([targets[block.target] for block in blocks], 1),
             "source": torch.cat([sources[block.source] for block in blocks], 1),
         }
 
-    def _whiteners(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
+    def _kept(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
+        """What is remembered beside averages and the gauge, before the first step."""
         count = sum(map(kept_numbers, blocks)) if self.whitens else 0
         return {"whitener": p.new_zeros(len(p), count)} if count else {}
 
