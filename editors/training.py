@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalegmn_opt.inr import INRStore, evaluate, pixel_grid
 from scalegmn_opt.meta.recipe import TrainerOptions
+from scalegmn_opt.meta.task import moved
 from scalegmn_opt.pretrained import weights_kind
 from scalegmn_opt.recipe import choice_message
 
@@ -105,7 +106,8 @@ class EditingObjective(nn.Module):
 
     def forward(self, worker: EditingWorker) -> tuple[Tensor, dict[str, float]]:
         self.average.update_parameters(self.editor)
-        params, strengths, targets = self._draw(worker.generator)
+        drawn = self._draw(worker.generator)
+        params, strengths, targets = moved(drawn, self.editor.coords.device)
         if self.trained == "steps":
             return self._round_errors(params, targets), {}
         loss = _log_error(self.editor.imagine(params, self._store.spec, strengths), targets)

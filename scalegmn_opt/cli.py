@@ -108,6 +108,10 @@ def meta_train(
     processes: Annotated[
         int | None, typer.Option(help="Fail unless torchrun started as many.")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, or what is here: cuda, xpu, ...; each process has its own."),
+    ] = "cpu",
     tracker: Annotated[
         Tracker | None, typer.Option(help="Log there, too, and not to OUT/log.jsonl alone.")
     ] = None,
@@ -125,7 +129,7 @@ def meta_train(
     is_rule = load_recipe(recipe, _AnyTraining).kind == "rule"
     loaded = load_recipe(recipe, RuleRecipe if is_rule else EditorRecipe)
     out = out or Path("runs") / loaded.name
-    accelerator = tracked_accelerator(tracker, out, project=loaded.name)
+    accelerator = tracked_accelerator(tracker, out, project=loaded.name, device=device)
     _check_processes(accelerator, processes)
     if latest(out / "checkpoints"):
         if not resume:
@@ -191,7 +195,10 @@ def evaluate(
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="An optimizer to compare with; all if none is given, Adam in any case."),
+        typer.Option(
+            help="An optimizer to compare with, or no-graph:WEIGHTS for a rule without a model; "
+            "all optimizers if none is given, Adam in any case."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each optimizer.")] = 5,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,

@@ -15,6 +15,7 @@ Settings = Mapping[str, float]
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 _TRIALS = 20  # of the random search
 LEARNED = "learned:"
+NO_GRAPH = "no-graph:"
 _OF_BASELINES = ("muon", "soap")
 _ADAM_BY_MUON = {"betas": (0.9, 0.999), "eps": 1e-8}  # as torch.optim.Adam has them
 
@@ -127,10 +128,12 @@ def _untrained(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> S
     return LearnedOptimizer.for_model(model, inputs, rule=UpdateRule(channels=0))
 
 
-def _learned(weights: str) -> Make:
+def _learned(weights: str, *, graph: bool) -> Make:
     rule = UpdateRule.from_pretrained(weights)
 
     def make(model: nn.Module, inputs: Sequence[Any], settings: Settings) -> Stepper:
+        if not graph:
+            return LearnedOptimizer(model.parameters(), rule=rule)
         return LearnedOptimizer.for_model(model, inputs, rule=rule)
 
     return make
@@ -176,16 +179,20 @@ CONTENDERS: dict[str, Contender] = {
 def contender(name: str) -> Contender:
     """The contender called ``name``; ``learned:WEIGHTS`` by packaged name or path.
 
+    ``no-graph:WEIGHTS`` is a rule that is given no model, one of ``graph: false``.
+
     Raises:
         ValueError: if there is none.
         FileNotFoundError: if there are no such weights.
         ImportError: if it is of a package that is not installed.
     """
-    if name.startswith(LEARNED):
-        return Contender(_learned(name.removeprefix(LEARNED)))
+    for prefix, graph in ((LEARNED, True), (NO_GRAPH, False)):
+        if name.startswith(prefix):
+            return Contender(_learned(name.removeprefix(prefix), graph=graph))
     if name not in CONTENDERS:
         raise ValueError(
-            f"unknown optimizer {name!r}; choose from {sorted(CONTENDERS)} or 'learned:WEIGHTS'"
+            f"unknown optimizer {name!r}; choose from {sorted(CONTENDERS)}, 'learned:WEIGHTS' or "
+            "'no-graph:WEIGHTS'"
         )
     if name in _OF_BASELINES:
         _baselines()

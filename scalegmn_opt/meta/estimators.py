@@ -150,7 +150,7 @@ class TruncatedBackprop(RuleObjective):
         else:
             worker.reset()
         # Backpropagation of a number that is not finite would spread it.
-        return self.anchored(torch.zeros(()) if log["skipped"] else loss), log
+        return self.anchored(torch.zeros_like(loss) if log["skipped"] else loss), log
 
 
 def health(worker: InnerRun, losses: Tensor) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.meta import contenders, scores
-from scalegmn_opt.meta.contenders import LEARNED, Settings, contender
+from scalegmn_opt.meta.contenders import LEARNED, NO_GRAPH, Settings, contender
 from scalegmn_opt.meta.task import Task
 from scalegmn_opt.optim import UpdateRule
 from scalegmn_opt.optim.optimizer import DEFAULT_RULE_WITHOUT_MODEL
@@ -126,12 +126,10 @@ def _key(task: EvaluatedTask, optimizer: str, settings: Settings, *, seed: int, 
 
 def _weights(optimizer: str) -> bytes:
     """The numbers of a learned optimizer, wherever its file is."""
-    packaged = {"no-graph": DEFAULT_RULE_WITHOUT_MODEL}
-    name = optimizer.removeprefix(LEARNED) if optimizer.startswith(LEARNED) else None
-    name = packaged.get(optimizer, name)
-    if name is None:
+    name = f"{NO_GRAPH}{DEFAULT_RULE_WITHOUT_MODEL}" if optimizer == "no-graph" else optimizer
+    if not name.startswith((LEARNED, NO_GRAPH)):
         return b""
-    rule = UpdateRule.from_pretrained(name)
+    rule = UpdateRule.from_pretrained(name.partition(":")[2])
     return b"".join(value.numpy().tobytes() for value in rule.state_dict().values())
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from scalegmn_opt.graph import WeightGraph
 from scalegmn_opt.meta.estimators import RuleObjective, Shared, checked_truncation, health
-from scalegmn_opt.meta.task import TaskSuite, stacked_losses
+from scalegmn_opt.meta.task import TaskSuite, moved, stacked_losses
 from scalegmn_opt.meta.unroll import InnerRun, Params, RunOptions, Step, unroll
 from scalegmn_opt.optim.state import Rule, State
 
@@ -58,7 +58,7 @@ class PopulationRun(InnerRun):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken."""
         super().load_state_dict(state)
-        self.drift = state["drift"]
+        self.drift = moved(state["drift"], self._device)
 
 
 class EvolutionStrategies(RuleObjective):
@@ -121,7 +121,7 @@ class EvolutionStrategies(RuleObjective):
         valid = (high - low).isfinite()
         log["skipped"] = float((~valid).float().mean())
         if not valid.any():
-            return self.anchored(torch.zeros(())), log
+            return self.anchored(high.new_zeros(())), log
         slopes = torch.where(valid, (high - low) / (2 * self.sigma**2), 0.0)
         # Has the mean of all runs as its value, and the estimate as its gradient.
         pull = sum(

@@ -82,10 +82,13 @@ def draw_batches(
 def stacked_losses(
     tasks: Sequence[Task], params: Mapping[str, Tensor], batches: Sequence[Any]
 ) -> Tensor:
-    """Losses (tasks,) of stacked ``params`` (tasks, *shape): at once where tasks can."""
+    """Losses (tasks,) of stacked ``params`` (tasks, *shape): at once where tasks can.
+
+    Batches are moved to where the parameters are.
+    """
     if isinstance(tasks[0], StackedTask):
         stacked = tree_map(lambda *leaves: torch.stack(leaves), *batches)
-        return tasks[0].losses(params, stacked)
+        return tasks[0].losses(params, moved(stacked, device_of(params)))
     return each_loss(tasks, params, batches)
 
 
@@ -94,10 +97,20 @@ def each_loss(
 ) -> Tensor:
     """Losses (tasks,) as each task's own ``loss`` gives them."""
     each = [
-        task.loss({name: p[i] for name, p in params.items()}, batch)
+        task.loss({name: p[i] for name, p in params.items()}, moved(batch, device_of(params)))
         for i, (task, batch) in enumerate(zip(tasks, batches, strict=True))
     ]
     return torch.stack(each)
+
+
+def device_of(params: Mapping[str, Tensor]) -> torch.device:
+    """Where the parameters of a network are; the CPU if it has none."""
+    return next((p.device for p in params.values()), torch.device("cpu"))
+
+
+def moved(tree: Any, device: torch.device) -> Any:
+    """All tensors of a tree of containers on ``device``; what else there is stays as it is."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, tree)
 
 
 @runtime_checkable
@@ -152,8 +165,9 @@ class ModuleTask(ABC):
 
     def forward(self, params: Mapping[str, Tensor], *inputs: Any) -> Any:
         """The module's outputs with ``params`` in place of its own parameters."""
-        # Clones: a module in training mode, such as BatchNorm, writes to its buffers.
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        device = device_of(params)
+        # Copies: a module in training mode, such as BatchNorm, writes to its buffers.
+        buffers = {n: buffer.to(device, copy=True) for n, buffer in self.module.named_buffers()}
         state = {**buffers, **params}
         return torch.func.functional_call(self.module, state, inputs, strict=True)
 

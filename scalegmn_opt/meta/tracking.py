@@ -10,17 +10,28 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 def tracked_accelerator(
-    tracker: Tracker | None, output: str | os.PathLike[str], *, project: str
+    tracker: Tracker | None,
+    output: str | os.PathLike[str],
+    *,
+    project: str,
+    device: str = "cpu",
 ) -> Accelerator:
-    """An accelerator on the CPU whose ``log`` goes to ``tracker``, too, if one is named.
+    """An accelerator of processes on ``device``, whose ``log`` goes to ``tracker``, too, if named.
+
+    Args:
+        device: ``cpu``, or the kind of device that accelerate finds here, such as ``cuda``.
 
     Raises:
         ImportError: if the tracker is not installed.
+        ValueError: if there is no such device.
     """
-    if tracker is None:
-        return Accelerator(cpu=True)
-    if tracker not in {str(found) for found in get_available_trackers()}:
+    if tracker not in (None, *(str(found) for found in get_available_trackers())):
         raise ImportError(f"--tracker: {tracker} is not installed: pip install {tracker}")
-    accelerator = Accelerator(cpu=True, log_with=tracker, project_dir=str(output))
-    accelerator.init_trackers(project)
+    accelerator = Accelerator(cpu=device == "cpu", log_with=tracker, project_dir=str(output))
+    found = accelerator.device.type
+    if found != device:
+        known = "cpu" if found == "cpu" else f"cpu or {found}"
+        raise ValueError(f"--device: expected {known}, which is what is here, got {device!r}")
+    if tracker is not None:
+        accelerator.init_trackers(project)
     return accelerator

@@ -102,6 +102,7 @@ class MetaTrainer:
         self.clip_quantile, self.validation = clip_quantile, validation
         self.step, self.elapsed, self.skipped, self.best = 0, 0.0, 0, math.inf
         self._norms: deque[float] = deque(maxlen=_REMEMBERED)
+        objective.to(self.accelerator.device)  # before workers, which train where the rule is
         numbers = range(self.accelerator.process_index, workers, processes)
         self.workers: dict[int, Worker] = {i: objective.new_worker(seed + i) for i in numbers}
         rule = get_ema_multi_avg_fn(average)
@@ -271,13 +272,18 @@ class MetaTrainer:
     def _load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
         for number, worker in self.workers.items():
-            worker.load_state_dict(torch.load(folder / f"worker_{number}.pt", weights_only=True))
+            worker.load_state_dict(_read(folder / f"worker_{number}.pt"))
         if self._average is not None:
-            self._average.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
+            self._average.load_state_dict(_read(folder / "average.pt"))
         progress = json.loads((folder / "progress.json").read_text())
         self._norms.extend(progress.pop("norms"))
         for name in _PROGRESS:
             setattr(self, name, progress[name])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was saved, on the CPU: it goes from there to where this process trains."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _schedule(fraction: float) -> float:

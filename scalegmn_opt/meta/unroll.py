@@ -14,8 +14,10 @@ from scalegmn_opt.meta.objectives import Reference, adam_curve, last_tenth
 from scalegmn_opt.meta.task import (
     Task,
     TaskSuite,
+    device_of,
     draw_batches,
     each_loss,
+    moved,
     stacked_losses,
 )
 from scalegmn_opt.optim.state import Rule, State
@@ -55,8 +57,9 @@ class RunOptions:
 class InnerRun:
     """``networks`` networks of one architecture in training, side by side: a virtual worker.
 
-    All randomness comes from the run's own generator, so that a run is the same in whatever process
-    it lives, and can be stored and continued exactly.
+    All randomness comes from the run's own generator, on the CPU, so that a run is the same in
+    whatever process it lives, and can be stored and continued exactly. Networks are trained where
+    the rule is.
 
     Args:
         rule: gives the state that a run starts with.
@@ -82,7 +85,8 @@ class InnerRun:
         """Begin a new run: new tasks, new parameters, a new length."""
         self._task_seed = int(torch.randint(2**62, (), generator=self.generator))
         self.tasks: Sequence[Task] = self._sample()
-        self.params = stack_parameters([task.init(self.generator) for task in self.tasks])
+        drawn = stack_parameters([task.init(self.generator) for task in self.tasks])
+        self.params = moved(drawn, self._device)
         rms = torch.tensor([task.input_rms for task in self.tasks])
         self.state: State = self._rule.init(self.graph, self.params, input_rms=rms)
         shortest, longest = self.options.horizon
@@ -115,6 +119,10 @@ class InnerRun:
                 f"got {len(tasks)} tasks of {len({t.graph for t in tasks})} architectures"
             )
         return tasks
+
+    @property
+    def _device(self) -> torch.device:
+        return device_of(dict(self._rule.named_parameters()))
 
     @property
     def graph(self) -> WeightGraph:
@@ -172,10 +180,11 @@ class InnerRun:
         self.generator.set_state(state["generator"])
         self._task_seed = state["task_seed"]
         self.tasks = self._sample()
-        self.params, self.state = state["params"], state["state"]
-        self.first_losses = state["first_losses"]
+        there = moved(state, self._device)
+        self.params, self.state = there["params"], there["state"]
+        self.first_losses, self.reference = there["first_losses"], there["reference"]
         self.length, self.remaining = state["length"], state["remaining"]
-        self.reference, self.resets = state["reference"], state["resets"]
+        self.resets = state["resets"]
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
+from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.state import block_ends
 from scalegmn_opt.optim.together import Given, below, joint
 
@@ -116,7 +117,7 @@ def _of_biases(given: Given, names: Sequence[str]) -> Tensor:
     counts = [given.grads[name][0].numel() for name in names]
     sums = grads.new_zeros(len(grads), len(names))
     sums = sums.index_add(1, rows_of(counts, grads.device), (grads * targets).square())
-    return sums / grads.new_tensor(counts)
+    return sums / constants(counts, grads)
 
 
 def rows_of(counts: Sequence[int], device: torch.device) -> Tensor:

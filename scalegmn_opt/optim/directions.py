@@ -1,5 +1,7 @@
 """Equivariant directions that a rule mixes: momenta by their noise, and whitened momentum."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,11 @@ def inverse_root(square: Tensor) -> Tensor:
 def scaled(x: Tensor, factor: Tensor | float) -> Tensor:
     """``x * factor`` of an ``x`` of the caller's own: in place where autograd does not look."""
     return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def constants(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """``numbers`` as a tensor beside ``like``; its own ``new_tensor`` knows no device in vmap."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)
 
 
 def rms(x: Tensor, *, folds: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
-from scalegmn_opt.optim.directions import inverse_root, rms, scaled
+from scalegmn_opt.optim.directions import constants, inverse_root, rms, scaled
 
 DIRECTIONS = 3  # fast and slow momentum relative to noise, main direction
 INVARIANTS = 6
@@ -59,7 +59,7 @@ class Edges:
         """Root mean squares (batch · folds, out or 1, 1, 1) over each block's part of ``x``."""
         if self.index is None:
             return rms(x, folds=self.blocks[0].folds)
-        counts = x.new_tensor([block.shape[0] for block in self.blocks])
+        counts = constants([block.shape[0] for block in self.blocks], x)
         return self.by_block((self._sums(x.square().flatten(2)).squeeze(2) / counts).sqrt())
 
     def _sums(self, rows: Tensor) -> Tensor:

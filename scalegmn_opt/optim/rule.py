@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.decline import Trend, rows_of, trends
+from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.edges import Edges
 from scalegmn_opt.optim.kinds import PLAIN_LAYERS, kinds_of, layers_of
 from scalegmn_opt.optim.state import Rule, State, block_ends
@@ -193,7 +194,7 @@ class UpdateRule(Rule):
     def _kind_factors(self, graph: WeightGraph) -> dict[str, Tensor]:
         """What the kind of a block multiplies its steps by, ()."""
         kinds = kinds_of(graph)
-        factors = (self.kinds.new_tensor(list(kinds.values())) @ self.kinds).exp()
+        factors = (constants(list(kinds.values()), self.kinds) @ self.kinds).exp()
         return dict(zip(kinds, factors.unbind(), strict=True))
 
     def _parts(
@@ -343,4 +344,4 @@ def _each(values: Tensor, folds: int) -> Tensor:
 def _time(steps: Tensor) -> Tensor:
     """Saturating features (batch, scales) of a number of steps (batch,)."""
     steps = steps.unsqueeze(-1)
-    return steps / (steps + steps.new_tensor(_TIME_SCALES))
+    return steps / (steps + constants(_TIME_SCALES, steps))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
+from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.state import State, step_scale
 
 _STACKED = 1 << 16  # largest number of weights of a stack
@@ -36,7 +37,7 @@ class Given:
     def scales(self, blocks: Sequence[WeightBlock]) -> Tensor:
         """Relative sizes of steps (blocks,)."""
         like = next(iter(self.weights.values()))
-        return like.new_tensor([step_scale(self.graph, block) for block in blocks])
+        return constants([step_scale(self.graph, block) for block in blocks], like)
 
 
 @lru_cache(maxsize=256)

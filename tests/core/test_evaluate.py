@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def tasks_module(tmp_path, monkeypatch):
     sys.modules.pop("users_tasks", None)
 
 
-@pytest.mark.parametrize("name", [*sorted(CONTENDERS), LEARNED])
+@pytest.mark.parametrize("name", [*sorted(CONTENDERS), LEARNED, "no-graph:no-graph"])
 def test_every_contender_lowers_the_loss_at_one_of_its_settings(name):
     grid = contender(name).grid
     settings = [grid[i] for i in range(0, len(grid), max(1, len(grid) // 4))]
@@ -180,15 +181,15 @@ def test_whatever_changes_a_run_changes_its_key(monkeypatch, tmp_path, change):
 
 def test_weights_are_part_of_the_key(tmp_path):
     keys = set()
-    for seed in range(2):
+    for seed, prefix in product(range(2), ("learned", "no-graph")):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             UpdateRule(channels=4, message_channels=2, hidden_channels=4).save_pretrained(
                 tmp_path / "rule.safetensors"
             )
-        name = f"learned:{tmp_path / 'rule.safetensors'}"
+        name = f"{prefix}:{tmp_path / 'rule.safetensors'}"
         keys.add(evaluate._key(make_task(), name, {}, seed=0, steps=1))
-    assert len(keys) == 2
+    assert len(keys) == 4
 
 
 def test_weights_of_the_rule_without_a_model_are_part_of_the_key(monkeypatch):
@@ -303,6 +304,15 @@ def test_what_is_missing_is_known_before_the_first_run(tmp_path, tasks_module):
 def test_a_learned_contender_is_the_optimizer_of_the_package():
     made = contender(LEARNED).make(mlp((64, 6, 10), nn.ReLU), (torch.zeros(2, 64),), {})
     assert isinstance(made, LearnedOptimizer)
+
+
+def test_a_rule_of_no_graph_is_given_none():
+    network = mlp((64, 6, 10), nn.ReLU)
+    made = contender("no-graph:general").make(network, (torch.zeros(2, 64),), {})
+    general = UpdateRule.from_pretrained("general").state_dict()
+    assert all(torch.equal(general[name], p) for name, p in made.rule.state_dict().items())
+    assert made.graph == LearnedOptimizer(network.parameters()).graph
+    assert made.graph != contender(LEARNED).make(network, (torch.zeros(2, 64),), {}).graph
     assert (
         subprocess.run([sys.executable, "-c", "import scalegmn_opt.meta.contenders"]).returncode
         == 0

@@ -75,9 +75,8 @@ class Distance:
 
 def make(output, slopes=(1.0,), **options):
     options = {"steps": 12, "workers": 1, "lr": 0.1, "checkpoint_every": 3} | options
-    return MetaTrainer(
-        Slopes(slopes), output, accelerator=Accelerator(cpu=True), progress=False, **options
-    )
+    options = {"accelerator": Accelerator(cpu=True)} | options
+    return MetaTrainer(Slopes(slopes), output, progress=False, **options)
 
 
 def log_of(folder):
@@ -241,6 +240,33 @@ def test_validation_rejects():
         RuleValidation(QuadraticSuite(), runs=0)
 
 
+def test_a_device_that_is_not_here_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"--device: expected cpu, .* is here, got 'cuda'"):
+        tracked_accelerator(None, tmp_path, project="test", device="cuda")
+
+
+class Moving(nn.Module):
+    """An objective that tells where it is when it is asked for a worker."""
+
+    def __init__(self, events):
+        super().__init__()
+        self.weight, self.events = nn.Parameter(torch.zeros(())), events
+
+    def to(self, device):
+        self.events.append(("moved", torch.device(device)))
+        return super().to(device)
+
+    def new_worker(self, seed):
+        self.events.append(("worker", self.weight.device))
+        return Worker()
+
+
+def test_workers_are_made_where_the_objective_is_trained(tmp_path):
+    events, accelerator = [], Accelerator(cpu=True)
+    MetaTrainer(Moving(events), tmp_path, steps=1, accelerator=accelerator, progress=False)
+    assert events[:2] == [("moved", accelerator.device), ("worker", accelerator.device)]
+
+
 class Listener:
     """A tracker that only listens."""
 
@@ -260,6 +286,19 @@ def test_every_step_is_logged_to_the_accelerators_trackers(tmp_path):
     trainer.train()
     assert [step for step, _ in listener.heard] == [1, 2, 3, 4]
     assert dict(listener.heard) == read_log(tmp_path, "loss")
+
+
+def test_tensorboard_has_every_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accelerator = tracked_accelerator("tensorboard", tmp_path, project="test")
+    trainer = make(tmp_path / "run", steps=4, accelerator=accelerator)
+    trainer.train()
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "test")).Reload()
+    found = {event.step: event.value for event in events.Scalars("loss")}
+    assert found == pytest.approx(read_log(tmp_path / "run", "loss"))
+    assert {"grad_norm", "lr", "seconds"} <= set(events.Tags()["scalars"])
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])

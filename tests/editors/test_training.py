@@ -270,3 +270,18 @@ def test_resize():
     assert large.shape == (2, 1, 28, 28)
     assert large.min() >= 0
     assert large.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["recipe", "inpainting"])
+@pytest.mark.parametrize("trained", ["all", "pictures", "steps"])
+def test_editors_are_trained_where_they_are(kind, trained, store, images, request, monkeypatch):
+    """On the meta device, which refuses to mix with the CPU; it has no numbers to look at."""
+    for name, number in {"item": 0.5, "__int__": 1, "__bool__": False}.items():
+        monkeypatch.setattr(torch.Tensor, name, lambda _, number=number: number)
+    monkeypatch.setattr("scalegmn_opt.editors.training._SHARE", 1.0)
+    recipe = request.getfixturevalue(kind).model_copy(update={"trained": trained})
+    objective = recipe.objective(store, images).to("meta")
+    loss, _ = objective(objective.new_worker(0))
+    loss.backward()
+    found = {p.grad.device.type for p in objective.editor.parameters() if p.grad is not None}
+    assert {loss.device.type} == found == {"meta"}

@@ -19,11 +19,11 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert found
     for block in found:
         exec(compile(block.replace("steps=20", "steps=2"), "README.md", "exec"), {})
-    assert (tmp_path / "runs" / "waves" / "weights.safetensors").is_file()
+    assert (tmp_path / "runs" / "mine" / "weights.safetensors").is_file()
 
 
-def test_a_custom_task_takes_at_most_25_lines():
-    body = next(block for block in blocks("python") if "class Waves" in block)
+def test_meta_training_on_own_data_takes_at_most_25_lines():
+    body = next(block for block in blocks("python") if "class MyTask" in block)
     lines = [line for line in body.splitlines() if line.strip()]
     assert len(lines) <= 25
 
