@@ -17,6 +17,7 @@ from scalegmn_opt.optim.checks import (
     check_gradient,
     check_options,
     check_parameters,
+    check_shapes,
     check_state,
     number,
     size_of_inputs,
@@ -179,6 +180,7 @@ class GraphOptimizer(Optimizer):
         named = self.named_parameters()
         parameters = {name: p for name, p in named.items() if p.numel() > 0}
         check_devices(type(self).__name__, parameters)
+        check_shapes(type(self).__name__, parameters, self.graph)
         dtype = _working_dtype(parameters)
         params = {name: _constant(p).to(dtype)[None] for name, p in parameters.items()}
         grads = {n: torch.zeros_like(p) for n, p in params.items() if n not in active}

@@ -1,11 +1,14 @@
 """What an optimizer refuses, and how it says so."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from scalegmn_opt.graph import WeightGraph
 
 
 def check_options(group: Mapping[str, Any]) -> None:
@@ -14,11 +17,11 @@ def check_options(group: Mapping[str, Any]) -> None:
         value = group[key]
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
-        if not number(value) >= 0.0:
-            raise ValueError(f"{key}: expected a number of at least 0.0, got {value}")
+        if not (isinstance(value, Real | Tensor) and 0.0 <= number(value) < inf):
+            raise ValueError(f"{key}: expected a finite number of at least 0.0, got {value!r}")
     largest = group["max_change"]
-    if largest is not None and not largest > 0.0:
-        raise ValueError(f"max_change: expected None or a number above 0.0, got {largest}")
+    if largest is not None and not (isinstance(largest, Real) and largest > 0.0):
+        raise ValueError(f"max_change: expected None or a number above 0.0, got {largest!r}")
 
 
 def check_parameters(owner: str, parameters: Mapping[str, Tensor]) -> None:
@@ -37,6 +40,17 @@ def check_gradient(owner: str, name: str, p: Tensor) -> None:
     """Raise for a gradient that is not dense."""
     if p.grad.layout is not torch.strided:
         raise TypeError(f"{owner}: gradient of {name!r} is {p.grad.layout}, expected dense")
+
+
+def check_shapes(owner: str, parameters: Mapping[str, Tensor], graph: WeightGraph) -> None:
+    """Raise for parameters that are not as they were when the graph was made."""
+    for name, p in parameters.items():
+        known = graph.parameters[name][0].parameter_shape
+        if tuple(p.shape) != known:
+            raise ValueError(
+                f"{owner}: expected {name!r} of shape {known}, got {tuple(p.shape)}; a network that"
+                " changes needs a new optimizer"
+            )
 
 
 def check_devices(owner: str, parameters: Mapping[str, Tensor]) -> None:

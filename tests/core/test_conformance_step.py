@@ -277,11 +277,15 @@ def test_errors(cls, name):
 
 
 BAD = [
-    ({"lr": -0.1}, "lr: expected a number of at least 0"),
-    ({"lr": float("nan")}, "lr: expected a number of at least 0"),
+    ({"lr": -0.1}, "lr: expected a finite number of at least 0.0, got -0.1"),
+    ({"lr": float("nan")}, "lr: expected a finite number"),
+    ({"lr": float("inf")}, "lr: expected a finite number"),
+    ({"lr": "fast"}, "lr: expected a finite number of at least 0.0, got 'fast'"),
+    ({"lr": None}, "lr: expected a finite number"),
     ({"lr": torch.tensor([0.1, 0.1])}, "Tensor lr must be 1-element"),
-    ({"weight_decay": -1.0}, "weight_decay: expected a number of at least 0"),
+    ({"weight_decay": -1.0}, "weight_decay: expected a finite number of at least 0"),
     ({"max_change": -1.0}, "max_change: expected None or a number above 0"),
+    ({"max_change": "1"}, "max_change: expected None or a number above 0.0, got '1'"),
 ]
 
 
@@ -295,6 +299,18 @@ def test_bad_numbers_are_named(cls, given, message):
 def test_model_and_inputs_belong_together(cls, given):
     with pytest.raises(ValueError, match="model and example_inputs: expected both or neither"):
         bare(cls, network().parameters(), **given)
+
+
+def test_a_parameter_of_another_shape_than_at_first_is_named(cls):
+    model = network()
+    own = make(cls, model)
+    train(model, own, 2)
+    model[0].weight.data = torch.zeros(3, 2)
+    model[0].weight.grad = torch.ones(3, 2)
+    before = values(model)
+    with pytest.raises(ValueError, match=r"'0.weight' of shape .*, got \(3, 2\); a network that"):
+        own.step()
+    assert all(torch.equal(a, b) for a, b in zip(values(model), before, strict=True))
 
 
 # Parameters that are not there
