@@ -3,8 +3,10 @@
 Each optimizer and network runs in a process of its own; times are CPU time on one thread, means
 over steps 2 to 27, in which the whiteners of large matrices are renewed more often than later, and
 over 32 later steps, a whole number of periods of all sizes of 64 times a power of two. The memory
-that compiling takes is not counted. The guard's share of a step is what its functions take that are
-called from outside of a compiled program.
+that compiling takes is not counted. "Peak extra" is of the resident size since the first step, of
+which some 10 MB are code that is loaded then, and what the heap does not give back; "allocated" is
+what tensors alone take at most beside the state, within steps 2 to 4. The guard's share of a step
+is what its functions take that are called from outside of a compiled program.
 
     python optimizer_step.py [--networks NAME ...] [--optimizers NAME ...]
 
@@ -17,7 +19,8 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +28,7 @@ import torch
 from measure import RESULTS, cpu_seconds, peak_bytes, report, reset_peak_bytes
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
@@ -34,6 +38,7 @@ STEPS, LATER_STEPS = 26, 32
 COMPILED = "LearnedOptimizer, compiled"
 GUARD = ("finite", "block_norms", "relative_sizes", "guarded")
 GUARDED_STEPS = 10
+ALLOCATING_STEPS = 3
 LATER = 1024  # number of a step by which whiteners are renewed at their period
 
 
@@ -104,8 +109,12 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "perceptron 1 M": partial(perceptron, 784, 1024, 256, 10),
     "perceptron 10 M, deep": partial(perceptron, 784, 1024, *[256, 1024] * 18, 10),
     "perceptron 10 M": partial(perceptron, 784, 2048, 2048, 2048, 10),
+    "ResNet 0.1 M": partial(resnet, 32, 5),
     "ResNet 1 M": partial(resnet, 96, 6),
+    "ResNet 10 M": partial(resnet, 256, 8),
+    "GPT 0.1 M": partial(gpt, 48, 3),
     "GPT 1 M": partial(gpt, 128, 5),
+    "GPT 10 M": partial(gpt, 384, 6),
 }
 ADAMS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
     "Adam": Adam,
@@ -148,6 +157,7 @@ def measure(name: str, network: str) -> dict[str, Any]:
         "us per parameter later": 1e6 * sum(later) / len(later) / count,
         "state bytes per parameter": state / count,
         "peak extra bytes per parameter": (peak - baseline) / count,
+        "allocated bytes per parameter": _allocated_bytes(optimizer) / count,
         "peak MB in all": peak / 1e6,
         "guard, % of later steps": 100 * _guard_share(optimizer) if name in OURS else 0.0,
     }
@@ -160,6 +170,17 @@ def _state_bytes(optimizer: Optimizer) -> int:
         for value in entry.values()
         if isinstance(value, torch.Tensor)
     )
+
+
+def _allocated_bytes(optimizer: Optimizer) -> int:
+    """What tensors take at most within some steps, beside what there is before and after."""
+    _set_step(optimizer, 1)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        for _ in range(ALLOCATING_STEPS):
+            optimizer.step()
+    events = found.profiler.kineto_results.events()
+    sizes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return max(accumulate(size for _, size in sorted(sizes, key=itemgetter(0))))
 
 
 def _guard_share(optimizer: Optimizer) -> float:
@@ -188,9 +209,13 @@ def _guard_share(optimizer: Optimizer) -> float:
 
 def _later_seconds(optimizer: Optimizer) -> list[float]:
     """CPU seconds of steps after the first ones."""
-    for own in optimizer.state.values():
-        own["step"].fill_(LATER - 1)
+    _set_step(optimizer, LATER - 1)
     return cpu_seconds(optimizer.step, repeats=LATER_STEPS)
+
+
+def _set_step(optimizer: Optimizer, number: int) -> None:
+    for own in optimizer.state.values():
+        own["step"].fill_(number)
 
 
 if __name__ == "__main__":
