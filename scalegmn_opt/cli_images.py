@@ -30,6 +30,7 @@ def fit(
     steps: Annotated[int | None, STEPS] = None,
     target_psnr: Annotated[float, TARGET] = math.inf,
     seed: Annotated[int, typer.Option(help="Of the initialisations.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Fit a SIREN to every image and store them all; an interrupted run goes on when repeated."""
     from scalegmn_opt.image_networks import fitted, quality
@@ -42,7 +43,7 @@ def fit(
         raise FileNotFoundError(f"--output must lie in an existing folder, got {output}")
     pixels, names = load_images(images)
     options = {"hidden": hidden, "w0": w0, "steps": steps, "target_psnr": target_psnr}
-    store = fitted(pixels, names, output, seed=seed, **options)
+    store = fitted(pixels, names, output, seed=seed, jobs=jobs, **options)
     typer.echo(f"{output}: {quality(store)}")
 
 

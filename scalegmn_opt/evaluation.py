@@ -7,10 +7,8 @@ steps-to-target measures. The target is the final training loss of Adam in the s
 """
 
 import json
-import multiprocessing
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -25,6 +23,7 @@ from scalegmn_opt.evaluation_figures import draw_curves
 from scalegmn_opt.meta import scores
 from scalegmn_opt.meta.contenders import contender
 from scalegmn_opt.meta.evaluate import EvaluatedTask, Run, best, cached_run
+from scalegmn_opt.processes import completed
 from scalegmn_opt.tasks.held_out import held_out_task
 
 TUNING_SEEDS = (1000, 1001)
@@ -124,17 +123,8 @@ class Evaluation:
     def _all(self, jobs: Iterable[_Job], title: str) -> dict[_Job, Run]:
         """The runs of all jobs, each done once."""
         every = list(dict.fromkeys(jobs))
-        with tqdm(total=len(every), desc=title, disable=not self.progress) as bar:
-            if self.jobs == 1:
-                return {job: _done(job, bar) for job in every}
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(self.jobs, context, initializer=_one_thread) as pool:
-                futures = {pool.submit(_run, job): job for job in every}
-                found = {}
-                for future in as_completed(futures):
-                    found[futures[future]] = future.result()
-                    bar.update()
-                return found
+        done = completed(_run, every, jobs=self.jobs)
+        return dict(tqdm(done, total=len(every), desc=title, disable=not self.progress))
 
     def _write(self, report: dict[str, Any], runs: dict[str, dict[str, list[Run]]]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -152,16 +142,6 @@ class Evaluation:
 def _is_drawn(label: str) -> bool:
     """Curves are of the training loss, so that the other choice and most defaults are left out."""
     return "," not in label or label.endswith("training loss") or label == "adam, default"
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def _done(job: _Job, bar: tqdm) -> Run:
-    run = _run(job)
-    bar.update()
-    return run
 
 
 @lru_cache(maxsize=2)

@@ -22,11 +22,12 @@ def fitted(
     steps: int | None,
     target_psnr: float,
     seed: int = 0,
+    jobs: int = 1,
 ) -> INRStore:
     """Networks fitted to the images and saved at ``path``; tells how to go on if interrupted."""
     spec = spec_for(images, hidden, w0)
     steps = (100 if images[0, 0].numel() <= _SMALL else 300) if steps is None else steps
-    options = {"seed": seed, "steps": steps, "target_psnr": target_psnr}
+    options = {"seed": seed, "steps": steps, "target_psnr": target_psnr, "jobs": jobs}
     try:
         return fit_resumable(images, names, spec, path, **options)
     except KeyboardInterrupt:

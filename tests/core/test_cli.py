@@ -312,7 +312,7 @@ def test_an_interrupted_fit_says_how_to_go_on(run, pictures, tmp_path, monkeypat
     code, _, errors = run("fit", pictures, "-o", "s.safetensors", "--steps", "21")
     assert code == 1
     assert "holds networks of other images or another fit" in error_lines(errors)[0]
-    code, out, _ = run("fit", pictures, "-o", "s.safetensors", "--steps", "20")
+    code, out, _ = run("fit", pictures, "-o", "s.safetensors", "--steps", "20", "--jobs", "2")
     assert code == 0
     assert "2 networks" in out
     assert not (tmp_path / "s.safetensors.partial").exists()

@@ -66,6 +66,22 @@ def test_what_was_finished_is_kept_and_the_rest_is_the_same(tmp_path, monkeypatc
     assert torch.equal(store.psnr, expected.psnr)
 
 
+def test_networks_do_not_depend_on_the_processes(tmp_path):
+    one, two = (run(tmp_path / f"{jobs}.safetensors", jobs=jobs) for jobs in (1, 2))
+    assert one.names == two.names == NAMES
+    for name, value in one.params.items():
+        assert torch.equal(two.params[name], value)
+    assert torch.equal(one.psnr, two.psnr)
+
+
+def test_an_error_in_another_process_is_the_callers(tmp_path):
+    bad = images()
+    bad[4, 0, 0, 0] = 2.0
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        run(tmp_path / "s.safetensors", images=bad, jobs=2)
+    assert len(list((tmp_path / "s.safetensors.partial").glob("*.safetensors"))) == 2
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 4}, {"steps": 5}, {"target_psnr": 30.0}, {"images": images(1)}]
 )

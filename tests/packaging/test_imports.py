@@ -18,6 +18,7 @@ RANKS = {
     "figures": 0,
     "names": 0,
     "pretrained": 0,
+    "processes": 0,
     "recipes": 0,
     "tables": 0,
     "graph": 1,
