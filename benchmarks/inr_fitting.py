@@ -127,7 +127,7 @@ def measure(way: str, images: Tensor, processes: int) -> dict[str, Any]:
 
 
 def measure_stored(images: Tensor, processes: int) -> dict[str, Any]:
-    """The row of `scalegmn-opt fit --target-psnr 37 --steps 40 --jobs`, with what starting takes."""
+    """The row of `fit --target-psnr 37 --steps 40 --jobs N`, with what starting takes."""
     names = tuple(map(str, range(len(images))))
     began, spent = time.perf_counter(), cpu_of_children()
     with tempfile.TemporaryDirectory() as folder:
