@@ -7,8 +7,9 @@ than those that are named stay as they are.
 
 Rows of the learned editor know the weights alone. To inpaint, a box in the middle of the picture,
 or a scratch, was painted over before the networks were fitted; its error is against the source
-image, too. Enlarged digits are scikit-learn's 8x8 ones at 28x28 pixels, with soft strokes. Rows
-that begin with "known" are given the edited picture: the editor's Gauss-Newton steps with and
+image, too. "Equivalent" are the first 300 digits by networks of the same function with other
+weights. Enlarged digits are scikit-learn's 8x8 ones at 28x28 pixels, with soft strokes. Rows that
+begin with "known" are given the edited picture: the editor's Gauss-Newton steps with and
 without the ScaleGMN, pairs, and Adam as `inr.refine` has it.
 """
 
@@ -16,7 +17,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import pi
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from measure import RESULTS, report
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from scalegmn_opt import random_transform
 from scalegmn_opt.editors import (
     Edit,
     Inpaint,
@@ -38,12 +41,20 @@ from scalegmn_opt.editors import (
 from scalegmn_opt.editors.edit import widened
 from scalegmn_opt.editors.tangent import Tangent, join, split, tangent_copies
 from scalegmn_opt.editors.training import resize
-from scalegmn_opt.inr import SirenSpec, fit, pixel_grid, refine, render
+from scalegmn_opt.inr import (
+    SirenSpec,
+    canonical_phases,
+    fit,
+    pixel_grid,
+    refine,
+    render,
+    siren_graph,
+)
 from scalegmn_opt.tasks import digits as scikit_digits
 from scalegmn_opt.tasks import mnist, photographs
 
 CHUNK = 32
-FEW = 100  # networks for rows that take long
+SOME, FEW = 300, 100  # networks for some rows, and for those that take long
 BOX = (0.36, 0.36, 0.64, 0.64)  # painted over: 8x8 of 28x28 pixels
 SCRATCH = (0.6, 0.1)  # half axes of an ellipse that is painted over, in halves of the picture
 EDITS = ("dilate", "erode", "denoise", "blur", "sharpen", "local_contrast")
@@ -231,6 +242,29 @@ def measure_digits(mnist_file: Path, count: int) -> list[dict[str, Any]]:
     )
 
 
+def measure_equivalent(mnist_file: Path, count: int) -> list[dict[str, Any]]:
+    """Rows of the same functions with other weights: permuted and flipped, or of other phases."""
+    generator = torch.Generator().manual_seed(1)
+    case = Case.of("MNIST", "mnist-morphology", digits(mnist_file, min(count, SOME)))
+    transform = random_transform(siren_graph(case.spec), generator)
+    hidden = [f"layers.{i}.bias" for i in range(case.spec.last_layer)]
+    turns = {n: torch.randint(-3, 4, case.params[n].shape, generator=generator) for n in hidden}
+    moved = {n: case.params[n] + 2 * pi / case.spec.w0 * turn for n, turn in turns.items()}
+    others = {
+        "as fitted": case.params,
+        "permuted and flipped": transform.apply(case.params),
+        "phases moved by up to 3 turns": {**case.params, **moved},
+        "canonical phases": canonical_phases(case.params, case.spec),
+    }
+    return [
+        row
+        for name, params in others.items()
+        for row in measure(
+            replace(case, name=f"MNIST, {name}", params=params), edits=EDITS, refits=()
+        )
+    ]
+
+
 def measure_soft(_: Path, count: int) -> list[dict[str, Any]]:
     """Rows of all learned edits of soft digits."""
     case = Case.of("enlarged digits", "mnist-morphology", soft_digits(count))
@@ -260,6 +294,7 @@ def measure_blots(mnist_file: Path, count: int) -> list[dict[str, Any]]:
 
 PARTS = {
     "digits": measure_digits,
+    "equivalent": measure_equivalent,
     "soft": measure_soft,
     "patches": measure_patches,
     "inpainting": measure_blots,

@@ -20,7 +20,8 @@ from .closed_form import (
 )
 from .edit import Edit, Meaning, PixelEdit
 from .inpainting import InpaintingEditor, LearnedInpaint
-from .learned import LearnedEdit, LearnedEditor, learned_edits
+from .learned import LearnedEdit, learned_edits
+from .learned_editor import LearnedEditor
 from .learned_steps import LearnedSteps
 from .masks import Inpaint, load_mask
 from .measure import check_recipe, measure

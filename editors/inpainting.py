@@ -8,7 +8,8 @@ from torch import Tensor
 
 from scalegmn_opt.inr import SirenSpec
 
-from .learned import Learned, LearnedEditor
+from .learned import Learned
+from .learned_editor import LearnedEditor
 from .masks import Inpaint
 from .targets import harmonic
 

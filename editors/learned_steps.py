@@ -11,7 +11,8 @@ from torch import Tensor
 from scalegmn_opt.inr import SirenSpec, evaluate, pixel_grid
 
 from .gauss_newton import LearnedGaussNewton
-from .learned import PACKAGED, LearnedEditor
+from .learned import PACKAGED
+from .learned_editor import LearnedEditor
 from .tangent import Tangent, join, split
 
 _FAR = 3  # steps that the network is too far from the picture for its tangent; chosen on digits

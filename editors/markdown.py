@@ -20,6 +20,7 @@ def as_markdown(report: EditReport, source: str, pictures: Sequence[str]) -> str
         f"squared error is {report.mse_of_input:.3g}.",
         _scores(report),
         *(_worse(step) for step in report.steps),
+        *(f"Warning: {warning}." for step in report.steps for warning in step.warnings),
         _GUESS if any(step.guesses for step in report.steps) else "",
         f"The grid x{report.scale} is held to the edited renders of the networks themselves, "
         f"{len(report.fine_target)} of them. Alone: to the edit of the render just before, without "

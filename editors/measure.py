@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -113,7 +114,12 @@ def _scored(
     """One step taken, on both grids, and the networks after it."""
     edit, strength, (coarse, fine) = run.edit, run.strength, grids
     alone = Truth.of_networks(before.params, before.spec, before.image_size).after(edit, strength)
-    timed = run.timed(before)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        timed = run.timed(before)
+    warned = {str(warning.message): warning.category for warning in caught}
+    for message, category in warned.items():
+        warnings.warn(message, category, stacklevel=3)
     after = replace(before, params=timed.params, spec=widened(before.spec, timed.params))
     coarse.advance(edit, after.params, after.spec, strength)
     fine.advance(edit, _first(after.params, SAMPLE), after.spec, strength)
@@ -124,7 +130,8 @@ def _scored(
     points = _kept_curve(before, coarse, run.number, run.unfinished) if compared else None
     scores = coarse.scores[-1], fine.scores[-1]
     times = timed.ms_per_inr, timed.cpu_ms_per_inr
-    return StepScore(taken, edit.mechanism, *scores, own, *times, points, guesses), after
+    told = guesses, tuple(warned)
+    return StepScore(taken, edit.mechanism, *scores, own, *times, points, *told), after
 
 
 def check_recipe(

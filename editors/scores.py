@@ -69,6 +69,7 @@ class StepScore:
             weights left out.
         curve: refits in its place, if asked for.
         guesses: whether nobody knows, somewhere in the picture, what is right after it.
+        warnings: what the edit warned of.
     """
 
     step: EditStep
@@ -80,6 +81,7 @@ class StepScore:
     cpu_ms_per_inr: float
     curve: RefitCurve | None
     guesses: bool = False
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """One flat mapping of the edit and its score, and two within it."""
@@ -89,6 +91,7 @@ class StepScore:
             "ms_per_inr": self.ms_per_inr,
             "cpu_ms_per_inr": self.cpu_ms_per_inr,
             "guesses": self.guesses,
+            "warnings": list(self.warnings),
             "scaled": asdict(self.scaled),
         }
         curve = {} if self.curve is None else {"refit": asdict(self.curve)}

@@ -16,7 +16,8 @@ from scalegmn_opt.pretrained import weights_kind
 from scalegmn_opt.recipe import choice_message
 
 from .inpainting import InpaintingEditor
-from .learned import MEANINGS, LearnedEditor
+from .learned import MEANINGS
+from .learned_editor import LearnedEditor
 from .masks import Inpaint
 from .picture import one_hot
 

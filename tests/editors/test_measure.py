@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from scalegmn_opt.editors import (
     check_recipe,
     measure,
 )
+from scalegmn_opt.editors.markdown import as_markdown
 from scalegmn_opt.editors.measure import _break_even
 from scalegmn_opt.editors.merge import merge
 from scalegmn_opt.editors.targets import dilate
@@ -160,9 +162,7 @@ def test_break_even():
 
 
 def test_masks_and_refits_are_in_the_report():
-    step = EditStep(
-        edit="dilate", strength=1.0, mask=(0.0, 0.0, 0.5, 1.0)
-    )
+    step = EditStep(edit="dilate", strength=1.0, mask=(0.0, 0.0, 0.5, 1.0))
     store = fitted(pictures())
     report = measure(store, EditRecipe(name="mine", edits=[step]), PIXELS)
     fields = json.loads(json.dumps(report.as_dict()))["edits"][0]
@@ -240,3 +240,26 @@ def test_a_blend_and_a_learned_refit_are_measured():
     assert report.steps[1].mse_alone < 1e-10
     assert report.steps[1].scaled.share_removed > 0.8
     assert report.after.spec.hidden == (16, 16)
+
+
+class Careful(Half):
+    """Warns of every network that it is given, and of what it does."""
+
+    def apply(self, params, spec, strength):
+        for _ in params["layers.0.bias"]:
+            warnings.warn("one more", stacklevel=2)
+        warnings.warn("half as much", RuntimeWarning, stacklevel=2)
+        return super().apply(params, spec, strength)
+
+
+def test_what_an_edit_warns_of_is_told_and_in_the_report():
+    store = fitted(pictures())
+    with pytest.warns(Warning) as told:  # noqa: PT030, below
+        report = measure(store, recipe(("brightness", 0.1)), {**EDITS, "brightness": Careful()})
+    assert sorted(str(warning.message) for warning in told) == ["half as much", "one more"]
+    assert report.steps[0].as_dict()["warnings"] == ["one more", "half as much"]
+    page = as_markdown(report, "here", [])
+    assert "Warning: half as much." in page
+    assert "Warning" not in as_markdown(
+        measure(store, recipe(("brightness", 0.1)), EDITS), "here", []
+    )
