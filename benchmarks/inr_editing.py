@@ -8,9 +8,9 @@ than those that are named stay as they are.
 Rows of the learned editor know the weights alone. To inpaint, a box in the middle of the picture,
 or a scratch, was painted over before the networks were fitted; its error is against the source
 image, too. "Equivalent" are the first 300 digits by networks of the same function with other
-weights. Enlarged digits are scikit-learn's 8x8 ones at 28x28 pixels, with soft strokes. Rows that
-begin with "known" are given the edited picture: the editor's Gauss-Newton steps with and
-without the ScaleGMN, pairs, and Adam as `inr.refine` has it.
+weights; "beyond" the first 100 at strengths of 2 to 8. Enlarged digits are scikit-learn's 8x8 ones
+at 28x28 pixels, with soft strokes. Rows that begin with "known" are given the edited picture: the
+editor's Gauss-Newton steps with and without the ScaleGMN, pairs, and Adam as `inr.refine` has it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ CHUNK = 32
 SOME, FEW = 300, 100  # networks for some rows, and for those that take long
 BOX = (0.36, 0.36, 0.64, 0.64)  # painted over: 8x8 of 28x28 pixels
 SCRATCH = (0.6, 0.1)  # half axes of an ellipse that is painted over, in halves of the picture
+BEYOND = (2.0, 4.0, 8.0)  # strengths
 EDITS = ("dilate", "erode", "denoise", "blur", "sharpen", "local_contrast")
 LENGTHS = (0.6, 0.6, 0.8, 1.0)  # of steps without ScaleGMN, chosen on training digits
 Params = dict[str, Tensor]
@@ -265,6 +267,25 @@ def measure_equivalent(mnist_file: Path, count: int) -> list[dict[str, Any]]:
     ]
 
 
+def measure_beyond(mnist_file: Path, count: int) -> list[dict[str, Any]]:
+    """Rows of strengths beyond those of training, 1 to 1.5, on a few digits."""
+    case = Case.of("MNIST", "mnist-morphology", digits(mnist_file, min(count, FEW)))
+    rows = []
+    for name, strength, copies in product(EDITS, BEYOND, (0, 1, 2)):
+        edit = LearnedEdit(name, case.weights, copies=copies or 1)
+
+        def run(params: Params, _: Tensor, edit: Edit = edit, by: float = strength) -> Params:
+            return edit.apply(params, case.spec, by)
+
+        def nothing(params: Params, _: Tensor) -> Params:
+            return params
+
+        target = edit.target(case.images, strength)
+        way, made = (f"learned editor, k={copies}", run) if copies else ("do nothing", nothing)
+        rows.append(case.row(f"{name} {strength:g}", target, way, made, len(case.images)))
+    return rows
+
+
 def measure_soft(_: Path, count: int) -> list[dict[str, Any]]:
     """Rows of all learned edits of soft digits."""
     case = Case.of("enlarged digits", "mnist-morphology", soft_digits(count))
@@ -295,6 +316,7 @@ def measure_blots(mnist_file: Path, count: int) -> list[dict[str, Any]]:
 PARTS = {
     "digits": measure_digits,
     "equivalent": measure_equivalent,
+    "beyond": measure_beyond,
     "soft": measure_soft,
     "patches": measure_patches,
     "inpainting": measure_blots,
