@@ -126,8 +126,8 @@ def _norm(block: WeightBlock, update: Tensor, target: Tensor, source: Tensor) ->
     edges = block.pack(update)
     if block.is_vector:
         return torch.linalg.vector_norm(edges / target[:, :, None, None])
-    edges = edges * block.fold(source, 1)[:, None, :, None]
-    return torch.linalg.vector_norm(edges.div_(block.fold(target, 0)[:, :, None, None]))
+    rows = torch.linalg.vector_norm(edges * block.fold(source, 1)[:, None, :, None], dim=(2, 3))
+    return torch.linalg.vector_norm(rows / block.fold(target, 0))
 
 
 def relative_sizes(updates: Iterable[str], norms: Tensor, graph: WeightGraph) -> dict[str, float]:
