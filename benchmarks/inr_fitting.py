@@ -6,7 +6,7 @@ digits are wanted, the digits come again with other initialisations. The plain l
 torch's default betas at the best of four learning rates and four schedules on training digits.
 Seconds are of the clock, on one thread of each of so many processes, which share the machine with
 whatever else runs on it; CPU time does not depend on that. The other numbers are means over the
-networks. The last row is of 1000 digits by what the command `fit` calls, with the start of its
+networks. The last rows are of more digits by what the command `fit` calls, with the start of its
 processes. `--count 10000 --processes 1 --only "fit, target 37 dB"` measures one way alone, for its
 memory.
 """
@@ -38,6 +38,7 @@ from scalegmn_opt.inr import (
 )
 
 SPEC = SirenSpec()
+MANY = (1000, 10_000)
 SHORT, USUAL = (0.7, 0.8), (0.9, 0.999)  # betas of Adam
 
 
@@ -146,7 +147,14 @@ def measure_stored(images: Tensor, processes: int) -> dict[str, Any]:
         "PSNR mean, dB": float(store.psnr.mean()),
         "PSNR least, dB": float(store.psnr.min()),
         "share at 37 dB or more": float((store.psnr >= 37).float().mean()),
+        "peak MB per process": largest_process() / 2**20,
     }
+
+
+def largest_process() -> int:
+    """Largest resident size of this process, and of those that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) * 1024
 
 
 def cpu_of_children() -> float:
@@ -167,5 +175,5 @@ if __name__ == "__main__":
     name = "inr_fitting" if arguments.only is None else f"inr_fitting_{arguments.count}"
     rows = [measure(way, images, arguments.processes) for way in ways]
     if arguments.only is None:
-        rows.append(measure_stored(digits(arguments.mnist, 1000), arguments.processes))
+        rows += [measure_stored(digits(arguments.mnist, n), arguments.processes) for n in MANY]
     report(name, rows)
