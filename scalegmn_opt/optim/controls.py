@@ -16,6 +16,8 @@ from scalegmn_opt.symmetry import backward_sweep, forward_sweep
 
 class _AdamRule(Rule):
     decays: ClassVar = {"fast": 0.9, "square": 0.999}
+    # of 0.03, 0.1, 0.3, 1, 3 on nine families of tasks: 1 is faster on perceptrons, and ends a CNN
+    size: ClassVar[float] = 0.3
 
     def forward(
         self,
@@ -126,10 +128,10 @@ class _Control(GraphOptimizer):
 
 
 class GaugeAdam(_Control):
-    """Adam's direction in gauge coordinates: ``Δw_ij = -lr · s_i / (s_j fan_in) · m_ij / √v_ij``.
+    """Adam's direction in gauge coordinates: ``Δw_ij = -0.3 lr · s_i / (s_j fan_in) · m_ij / √v_ij``.
 
     ``s`` is the size of a neuron's pre-activation at the start (:func:`forward_sweep`), so that a
-    step of 1 changes a pre-activation by at most about its size, whatever the width, and training
+    step changes a pre-activation by at most about 0.3 of its size, whatever the width, and training
     does not depend on how the network is scaled. One ``lr`` for all networks. Arguments, guard and
     errors as of :class:`LearnedOptimizer`, without a rule; the state is 8 bytes a parameter.
 
@@ -143,8 +145,8 @@ class GaugeAdam(_Control):
 class GaugeMuon(_Control):
     """Muon in gauge coordinates: momentum with all singular values at about one, by ``1 / fan_in``.
 
-    At ``lr=1`` a step is 0.3 of the unit of :class:`GaugeAdam`, whose direction vectors take.
-    Arguments and errors as there; beside its state, ``n²`` numbers of each matrix whose smaller
+    Steps are of the size of those of :class:`GaugeAdam`, whose direction vectors take. Arguments
+    and errors as there; beside its state, ``n²`` numbers of each matrix whose smaller
     side ``n`` is 257 to 2048: the whitening that serves for ``n / 64`` steps.
 
     References:

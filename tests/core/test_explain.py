@@ -26,9 +26,9 @@ def test_rows_are_those_of_the_step(cls):
 
 
 def test_step_size_is_in_units_of_the_gauge():
-    """Adam's first step has entries of one in gauge coordinates and units: ``lr`` is its size."""
+    """Adam's first step has entries of one in gauge coordinates and units, times its size."""
     model = network()
-    own = traced(CLASSES[1], model, lr=0.25)
+    own = traced(CLASSES[1], model, lr=0.25 / 0.3)
     own.record = True
     train(model, own)
     sizes = {name: row.step_size for name, row in own.explain().parameters.items()}
