@@ -128,7 +128,7 @@ class _Control(GraphOptimizer):
 
 
 class GaugeAdam(_Control):
-    """Adam's direction in gauge coordinates: ``Δw_ij = -0.3 lr · s_i / (s_j fan_in) · m_ij / √v_ij``.
+    """Adam's direction in gauge coordinates: ``Δw_ij = -0.3 lr s_i / (s_j fan_in) m_ij / √v_ij``.
 
     ``s`` is the size of a neuron's pre-activation at the start (:func:`forward_sweep`), so that a
     step changes a pre-activation by at most about 0.3 of its size, whatever the width, and training
