@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
@@ -62,12 +63,9 @@ def frames_inside() -> int:
 
 def finite(grads: Mapping[str, Tensor], health: Health) -> dict[str, Tensor]:
     """``grads`` with zero for entries that are not finite, or whose squares would not be."""
-    flat = [grad.detach().reshape(-1) for grad in grads.values()]
-    squares = torch.stack([torch.dot(x, x) for x in flat]).tolist()  # one pass without a copy
-    return {
-        name: grad if isfinite(square) else _masked(name, grad, health)
-        for (name, grad), square in zip(grads.items(), squares, strict=True)
-    }
+    if isfinite(float(get_total_norm([grad.detach() for grad in grads.values()]))):
+        return dict(grads)
+    return {name: _masked(name, grad, health) for name, grad in grads.items()}
 
 
 def _masked(name: str, grad: Tensor, health: Health) -> Tensor:
