@@ -11,8 +11,17 @@ benchmark goes on where it was. The results here were made by
     --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
     --against soap muon nadamw adamw sgd --tasks digits-long --result learned_optimizer_long
 
-the second on all tasks, the others on those of 500 steps but for the last. The last three are
-earlier, and of the rules before these.
+    --weights general permutation --against no-graph soap muon gauge-adam gauge-muon untrained
+        --tasks text-transformer photo-siren mnist-64 digits-5-layers mnist-autoencoder
+        --result learned_optimizer_again
+    --weights general --against gauge-adam untrained --tasks mnist-64 ...
+        --result learned_optimizer_gauge
+    --weights general synthetic --against adam --tasks mnist-64 ...
+        --result learned_optimizer_synthetic
+
+the second on all tasks, those of `--tasks mnist-64 ...` on the ones of 500 steps. Baselines, Muon
+and the long runs are earlier, and of the rules before these; `synthetic` is a file that the recipe
+`general_rule` gave on the suite `synthetic`.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def test_data_may_be_the_folder_of_the_file(mnist_file):
 
 def test_no_training_family_is_a_held_out_task():
     """Deeper, on photos as pictures, or on late text: none of these in a training split."""
-    for name in ("tiny", "mlp", "vision", "mixed", "plain"):
+    for name in ("tiny", "mlp", "vision", "mixed", "plain", "synthetic"):
         for family in load_recipe(f"{name}_suite", SuiteRecipe).training:
             assert family.data not in ("photo-picture", "text-late")
             assert family.depth[1] <= 3
