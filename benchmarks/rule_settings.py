@@ -3,8 +3,9 @@
 `python benchmarks/rule_settings.py [--families mlp-1 ...] [--weights NAME_OR_FILE ...]`: all
 settings train the same networks, from the same starts on the same batches, side by side, for 500
 steps. What counts is the steps until the training loss, averaged over 50 steps, is what Adam at the
-best of four learning rates ends with. None of the held-out tasks is here. Rows of weights that are
-not named stay as they are; with `--weights-only` those of the settings do, too.
+best of four learning rates ends with. None of the held-out tasks is here. "initial" are the numbers
+that a new rule has. Rows of weights that are not named stay as they are; with `--weights-only`
+those of the settings do, too.
 """
 
 import argparse
@@ -139,6 +140,7 @@ if __name__ == "__main__":
     rules = {}
     if not arguments.weights_only:
         rules = {", ".join(map(str, setting)): rule_with(*setting) for setting in SETTINGS}
+    rules["initial"] = UpdateRule(channels=0).requires_grad_(False)
     for weights in arguments.weights:
         rules[Path(weights).name] = UpdateRule.from_pretrained(weights).requires_grad_(False)
     rows = [

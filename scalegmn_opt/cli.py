@@ -19,6 +19,7 @@ from scalegmn_opt.recipe import load_recipe, one_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from scalegmn_opt.editors.training import EditingObjective, EditorRecipe
     from scalegmn_opt.graph import WeightGraph
     from scalegmn_opt.meta import MetaTrainer
 
@@ -117,7 +118,6 @@ def meta_train(
     ] = None,
 ) -> None:
     """Train an update rule or an editor from a recipe; the weights go to OUT."""
-    from scalegmn_opt.editor_data import training_images, training_networks
     from scalegmn_opt.editors.training import EditorRecipe
     from scalegmn_opt.meta import MetaTrainer
     from scalegmn_opt.meta.checkpoint import latest
@@ -144,12 +144,7 @@ def meta_train(
             validation = RuleValidation(resolve_suite(options.pop("suite")), **options)
         objective = loaded.build(resolve_suite(loaded.suite))
     else:
-        images, names = training_images(loaded, data)
-        out.mkdir(parents=True, exist_ok=True)
-        with accelerator.main_process_first():
-            fresh = accelerator.is_main_process and not resume
-            store = training_networks(loaded, images, names, out=out, fresh=fresh)
-        objective = loaded.objective(store, images)
+        objective = _editing(loaded, data, out, accelerator, resume=resume)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         temporary = out / f"{_RECIPE}.partial"  # other processes may be reading the old one
@@ -164,6 +159,25 @@ def meta_train(
         **loaded.trainer.model_dump(),
     )
     _train(trainer, resume=resume)
+
+
+def _editing(
+    recipe: "EditorRecipe",
+    data: Path | None,
+    out: Path,
+    accelerator: "Accelerator",
+    *,
+    resume: bool,
+) -> "EditingObjective":
+    """What trains an editor, on networks that the main process fits, or has fitted before."""
+    from scalegmn_opt.editor_data import training_images, training_networks
+
+    images, names = training_images(recipe, data)
+    out.mkdir(parents=True, exist_ok=True)
+    with accelerator.main_process_first():
+        fresh = accelerator.is_main_process and not resume
+        store = training_networks(recipe, images, names, out=out, fresh=fresh)
+    return recipe.objective(store, images)
 
 
 def _check_resumed(recipe: BaseModel, out: Path) -> None:

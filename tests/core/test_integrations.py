@@ -71,6 +71,7 @@ def test_grad_scaler_skips_a_step_that_overflows(optimizer, expected):
         scaler.step(own)
         scaler.update()
         losses.append(loss.item())
+    assert own.health().steps == 20
     assert losses == pytest.approx(expected, rel=1e-5)  # a power of two changes no digit
     assert losses[-1] < 0.7 * losses[0]
     before = [p.detach().clone() for p in model.parameters()]
@@ -106,7 +107,9 @@ def test_compiled_model(optimizer, expected, backend):
     own = optimizer(compiled)
     assert sum(group.symmetry.permutes for group in own.graph.groups) == 2
     losses = train(compiled, own)
-    assert losses[:5] == pytest.approx(expected[:5], rel=1e-3)  # later rounding shows
+    assert losses[:5] == pytest.approx(expected[:5], rel=1e-3)
+    if backend == "eager":  # what inductor makes rounds otherwise, which shows later
+        assert losses == pytest.approx(expected, rel=1e-5)
     assert losses[-1] < 0.7 * losses[0]
 
 
