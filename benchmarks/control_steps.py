@@ -1,8 +1,10 @@
 """Step sizes of the controls, in units of the gauge, on the families of `rule_settings.py`.
 
 `python benchmarks/control_steps.py`: one network of each family, one start, 500 steps on the same
-batches. Final losses are averages of 50 steps; the target is Adam's at the best of four rates. What
-the classes take is the size that is best for the worst-off family; no held-out task is here.
+batches. Final losses are averages of 50 steps; the target is Adam's at the best of four rates. Of
+these sizes `GaugeAdam` takes the one of least final loss relative to the target, as geometric mean
+over families, and of the least for the worst family: 0.3. `GaugeMuon` has its 0.3 from elsewhere;
+here 0.1 is a little better in the mean, 0.3 on four of nine. No held-out task is here.
 """
 
 import copy
