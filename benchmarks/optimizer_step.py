@@ -5,8 +5,9 @@ over steps 2 to 27, in which the whiteners of large matrices are renewed more of
 over 32 later steps, a whole number of periods of all sizes of 64 times a power of two. The memory
 that compiling takes is not counted. "Peak extra" is of the resident size since the first step, of
 which some 10 MB are code that is loaded then, and what the heap does not give back; "allocated" is
-what tensors alone take at most beside the state, within steps 2 to 4. The guard's share of a step
-is what its functions take that are called from outside of a compiled program.
+what tensors alone take at most beside the state, within steps 2 to 4. The guard's share of later
+steps is the difference to steps without it, medians of 40 each in turns; of compiled ones it is
+what is outside of the program.
 
     python optimizer_step.py [--networks NAME ...] [--optimizers NAME ...]
 
@@ -16,11 +17,12 @@ With names, only these networks and optimizers are measured, and the other rows 
 import argparse
 import json
 import multiprocessing
-import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, pairwise
 from operator import itemgetter
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -32,14 +34,42 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
-from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD, base
+from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.optim import (
+    GaugeAdam,
+    GaugeMuon,
+    PathSGD,
+    base,
+    controls,
+    edges,
+    rule,
+)
 
 STEPS, LATER_STEPS = 26, 32
 COMPILED = "LearnedOptimizer, compiled"
-GUARD = ("finite", "block_norms", "relative_sizes", "guarded")
-GUARDED_STEPS = 10
+GUARDED_STEPS = 40
 ALLOCATING_STEPS = 3
 LATER = 1024  # number of a step by which whiteners are renewed at their period
+
+
+def _of_nothing(graph: WeightGraph, *_: Any) -> Tensor:
+    return torch.zeros(1, len(graph.blocks))
+
+
+UNGUARDED: dict[Any, dict[str, Callable[..., Any]]] = {
+    base: {
+        "finite": lambda grads, health: dict(grads),
+        "relative_sizes": lambda names, *_: dict.fromkeys(names, 0.0),
+        "guarded": lambda updates, sizes, *_, **__: (updates, sizes),
+    },
+    controls: {
+        "_norms": lambda *_: None,
+        "in_order": _of_nothing,
+        "edge_sizes": lambda updates, graph, *_: _of_nothing(graph),
+    },
+    edges.Edges: {"_sizes": lambda *_: {}},
+    rule: {"in_order": _of_nothing},
+}
 
 
 def perceptron(*sizes: int) -> tuple[nn.Module, Tensor]:
@@ -184,27 +214,16 @@ def _allocated_bytes(optimizer: Optimizer) -> int:
 
 
 def _guard_share(optimizer: Optimizer) -> float:
-    """CPU seconds in functions of the guard over those of whole steps."""
-    spent = 0.0
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **options: Any) -> Any:
-            nonlocal spent
-            began = time.process_time()
-            found = function(*args, **options)
-            spent += time.process_time() - began
-            return found
-
-        return run
-
-    parts = {name: timed(getattr(base, name)) for name in GUARD}
-    with patch.multiple(base, **parts):
-        optimizer.step()
-        spent = 0.0
-        began = time.process_time()
-        for _ in range(GUARDED_STEPS):
-            optimizer.step()
-        return spent / (time.process_time() - began)
+    """How much longer steps are than steps without the guard, which take turns."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(GUARDED_STEPS):
+        seconds[0].extend(cpu_seconds(optimizer.step, repeats=1))
+        with ExitStack() as patches:
+            for place, parts in UNGUARDED.items():
+                patches.enter_context(patch.multiple(place, **parts))
+            seconds[1].extend(cpu_seconds(optimizer.step, repeats=1))
+    guarded, bare = map(median, seconds)
+    return 1 - bare / guarded
 
 
 def _later_seconds(optimizer: Optimizer) -> list[float]:

@@ -25,9 +25,10 @@ from scalegmn_opt.optim.checks import (
 from scalegmn_opt.optim.compiled import CompiledRule
 from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
-from scalegmn_opt.optim.guard import Health, block_norms, finite, guarded, relative_sizes
+from scalegmn_opt.optim.guard import Health, finite, guarded, relative_sizes
 from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
+from scalegmn_opt.optim.units import reaches
 
 _LATER_OPTIONS = {"maximize": False, "differentiable": False, "max_change": None}
 _OWN = (
@@ -79,6 +80,7 @@ class GraphOptimizer(Optimizer):
         self.record = False
         self.compile = compile
         self._compiled: CompiledRule | None = None
+        self._reach: dict[str, float] | None = None  # of the gauge that the state has
         self._health = Health()
         self._explanation: Explanation | None = None
         options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
@@ -96,7 +98,7 @@ class GraphOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._compiled = None
+        self._compiled = self._reach = None
         for group in self.param_groups:  # state dicts of versions that did not have these
             for key, value in _LATER_OPTIONS.items():
                 group.setdefault(key, value)
@@ -115,7 +117,7 @@ class GraphOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the weight graph is rebuilt. A group that is refused is not added."""
         super().add_param_group(param_group)
-        self._graph = self._compiled = None
+        self._graph = self._compiled = self._reach = None
         try:
             self._check_group(self.param_groups[-1])
         except (TypeError, ValueError):
@@ -195,14 +197,18 @@ class GraphOptimizer(Optimizer):
         }
         if len(state) < len(params):
             state = self._initial_state(params) | state
+            self._reach = None
         self._move_rule(next(iter(params.values())))
         resting = state.keys() - active.keys()
         state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
-        updates, state, norms = self._apply_rule(params, grads, state)
-        sizes = relative_sizes(updates, norms, self.graph)
+        if self._reach is None:
+            self._reach = reaches(self.graph, state)
+        updates, state, found = self._apply_rule(params, grads, state)
+        sizes = relative_sizes(self.graph.parameters, found, self.graph)
         own, sizes = guarded(
             {name: updates[name] for name in active},
             {name: sizes[name] for name in active},
+            self._reach,
             self.graph,
             state,
             self.rule,
@@ -218,12 +224,11 @@ class GraphOptimizer(Optimizer):
     def _apply_rule(
         self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State
     ) -> tuple[dict[str, Tensor], State, Tensor]:
-        """Updates, the next state, and the updates' :func:`block_norms`."""
+        """Updates, the next state, and the updates' sizes; see :meth:`Rule.sized`."""
         self.rule.overwrites = not torch.is_grad_enabled()
         try:
             if not self.compile:
-                updates, state = self.rule(self.graph, params, grads, state)
-                return updates, state, block_norms(updates, self.graph, state)
+                return self.rule.sized(self.graph, params, grads, state)
             if self._compiled is None:
                 self._compiled = CompiledRule(self.rule, self.graph)
             return self._compiled(params, grads, state)
@@ -282,6 +287,7 @@ class GraphOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        self._reach = None
         if self.state:  # it has its gauge
             self.stop_observing()
 

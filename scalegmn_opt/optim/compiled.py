@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightGraph
-from scalegmn_opt.optim.guard import block_norms
 from scalegmn_opt.optim.state import Rule, State
 
 Updates = dict[str, Tensor]
 
 
 class CompiledRule:
-    """``(params, grads, state) -> (updates, state, norms)`` of a rule on a graph, by torch.compile.
+    """``(params, grads, state) -> (updates, state, sizes)`` of a rule on a graph, by torch.compile.
 
-    Third are the updates' :func:`block_norms`. The first call compiles. What belongs to the rule
+    As :meth:`Rule.sized`. The first call compiles. What belongs to the rule
     and the graph is taken as it is then, and looked at no more: checking it would take longer than
     a step of a small network. Shapes, dtypes and devices of the tensors are checked at each call,
     and compiled for anew.
@@ -26,8 +25,7 @@ class CompiledRule:
 
     def __init__(self, rule: Rule, graph: WeightGraph) -> None:
         def step(params: Updates, grads: Updates, state: State) -> tuple[Updates, State, Tensor]:
-            updates, state = rule(graph, params, grads, state)
-            return updates, state, block_norms(updates, graph, state)
+            return rule.sized(graph, params, grads, state)
 
         for part in (graph, *graph.groups, *graph.blocks):
             _work_out(part)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.base import GraphOptimizer
+from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.state import Rule, State
+from scalegmn_opt.optim.units import block_roots, edge_sizes, in_order
 from scalegmn_opt.symmetry import backward_sweep, forward_sweep
 
 
@@ -19,25 +21,28 @@ class _AdamRule(Rule):
     # of 0.03, 0.1, 0.3, 1, 3 by benchmarks/control_steps.py: 1 is faster for some, and ends a CNN
     size: ClassVar[float] = 0.3
 
-    def forward(
+    def _sized(
         self,
         graph: WeightGraph,
         params: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
         state: State,
-    ) -> tuple[dict[str, Tensor], State]:
+    ) -> tuple[dict[str, Tensor], State, Tensor]:
         updates: dict[str, Tensor] = {}
         renewed: State = {}
+        sizes: dict[str, Tensor] = {}
         for name, blocks in graph.parameters.items():
             own = self.advanced(state[name], grads[name])
             directions, renewed[name] = self._directions(blocks, grads[name], own)
+            sizes |= {b.name: _norms(b, d) for b, d in zip(blocks, directions, strict=True)}
             updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
-        return updates, renewed
+        norms = in_order(graph, sizes)
+        return updates, renewed, norms * self.size / constants(block_roots(graph), norms)
 
     def _directions(
         self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
-    ) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
-        return [None] * len(blocks), own
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return [self.direction(block, own) for block in blocks], own
 
 
 class _MuonRule(_AdamRule):
@@ -47,8 +52,16 @@ class _MuonRule(_AdamRule):
 
     def _directions(
         self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
-    ) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
-        return self.main_directions(blocks, grad, own)
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        mains, own = self.main_directions(blocks, grad, own)
+        found = zip(blocks, mains, strict=True)
+        return [self.direction(b, own) if main is None else main for b, main in found], own
+
+
+@torch.no_grad()
+def _norms(block: WeightBlock, edges: Tensor) -> Tensor:
+    """Roots (batch,) of sums of squares."""
+    return torch.linalg.vector_norm(edges.reshape(len(edges) // block.folds, -1), dim=1)
 
 
 class _PathRule(Rule):
@@ -69,13 +82,13 @@ class _PathRule(Rule):
         rms = torch.as_tensor(input_rms, dtype=like.dtype, device=like.device).expand(len(like))
         return {name: {**own, "input_rms": rms.clone()} for name, own in state.items()}
 
-    def forward(
+    def _sized(
         self,
         graph: WeightGraph,
         params: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
         state: State,
-    ) -> tuple[dict[str, Tensor], State]:
+    ) -> tuple[dict[str, Tensor], State, Tensor]:
         state = {name: self.advanced(state[name], grad) for name, grad in grads.items()}
         edges = pack(graph, params)
         rms = next(iter(state.values()))["input_rms"]
@@ -88,7 +101,7 @@ class _PathRule(Rule):
             target = block.fold(backward[block.target], 0)[:, :, None, None]
             grad = block.pack(grads[block.parameter])
             updates[block.name] = -step * grad / (source * target).square()
-        return unpack(graph, updates), state
+        return unpack(graph, updates), state, edge_sizes(updates, graph, state, graph.parameters)
 
     def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
         """None: there is no momentum to fall back on."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
 from scalegmn_opt.optim.directions import constants
-from scalegmn_opt.optim.state import block_ends
 from scalegmn_opt.optim.together import Given, below, joint
+from scalegmn_opt.optim.units import block_ends
 
 _MOST = 100.0  # a squared gradient is at most so many times the running mean
 _MOST_IN_LEVEL = 10.0  # and counts as so many times in that

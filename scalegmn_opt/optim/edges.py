@@ -140,10 +140,23 @@ class Edges:
         target = _rows(self.scale.rsqrt() / self.target, rows)
         return _rows(self.weight, rows) * self.source * target
 
-    def updates(self, step: Tensor, gain: Tensor) -> Tensor:
-        """The updates of weights from a step, which it may use up, times ``gain`` of each row."""
-        step = scaled(step, self.target * self.scale * self.length * gain)
-        return scaled(step, self.source.reciprocal())
+    def updates(
+        self, step: Tensor, size: Tensor, gain: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The updates of weights by block from a step, which it may use up, and their sizes.
+
+        Args:
+            size: of the step, by :meth:`sizes`.
+            gain: what each row is multiplied by, (batch · folds, out or 1, 1, 1).
+        """
+        length = self.length * gain
+        step = scaled(step, self.target * self.scale * length)
+        return self.by_name(scaled(step, self.source.reciprocal())), self._sizes(size * length)
+
+    def _sizes(self, rows: Tensor) -> dict[str, Tensor]:
+        """One number (batch,) of each block from those of its rows, which are all the same."""
+        folds = self.blocks[0].folds
+        return {name: part[::folds, 0, 0, 0] for name, part in self.by_name(rows).items()}
 
     def message(self, values: Tensor, direction: int) -> Tensor:
         """``Σ_j ŵ_ij v_j`` of the first half of the channels, ``Σ_j d_ij v_j`` of the second.

@@ -5,15 +5,15 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf, isfinite, isnan, prod
+from math import inf, isfinite, isnan
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph
-from scalegmn_opt.optim.state import Rule, State, block_ends, step_scale
+from scalegmn_opt.graph import WeightGraph
+from scalegmn_opt.optim.state import Rule, State
+from scalegmn_opt.optim.units import measured_sizes
 
 LARGEST_STEP = 100.0  # root mean square of an update relative to the step of size 1
 _INSIDE = tuple(
@@ -63,7 +63,8 @@ def frames_inside() -> int:
 
 def finite(grads: Mapping[str, Tensor], health: Health) -> dict[str, Tensor]:
     """``grads`` with zero for entries that are not finite, or whose squares would not be."""
-    if isfinite(float(get_total_norm([grad.detach() for grad in grads.values()]))):
+    norms = torch._foreach_norm([grad.detach() for grad in grads.values()])
+    if isfinite(float(torch.stack(norms).sum())):
         return dict(grads)
     return {name: _masked(name, grad, health) for name, grad in grads.items()}
 
@@ -80,6 +81,7 @@ def _masked(name: str, grad: Tensor, health: Health) -> Tensor:
 def guarded(
     updates: Mapping[str, Tensor],
     sizes: Mapping[str, float],
+    reach: Mapping[str, float],
     graph: WeightGraph,
     state: State,
     rule: Rule,
@@ -94,8 +96,18 @@ def guarded(
     ``unbounded``. Second, the :func:`relative_sizes` of what is returned.
 
     Args:
-        sizes: :func:`relative_sizes` of ``updates``.
+        sizes: :func:`relative_sizes` of ``updates`` as far as the rule knows.
+        reach: by parameter, the largest entry of an update of size 1: :func:`reaches`. Where one
+            may be above the largest number the update is measured.
     """
+    doubtful = {
+        n: update
+        for n, update in updates.items()
+        if not sizes[n] * reach[n] < torch.finfo(update.dtype).max
+    }
+    if doubtful:
+        measured = measured_sizes(doubtful, graph, state)
+        sizes = {**sizes, **relative_sizes(doubtful, measured, graph)}
     largest = {name: inf if name in unbounded else LARGEST_STEP for name in updates}
     bad = [n for n in updates if not isfinite(sizes[n]) or sizes[n] > largest[n]]
     if not bad:
@@ -104,45 +116,21 @@ def guarded(
     for name in bad:
         health.note(health.replaced, name, 1, "replaced the update")
     mended = {name: plain[name].nan_to_num(0.0, 0.0, 0.0) for name in bad}
-    mended_sizes = relative_sizes(mended, block_norms(mended, graph, state), graph)
+    mended_sizes = relative_sizes(mended, measured_sizes(mended, graph, state), graph)
     return {**updates, **mended}, {**sizes, **mended_sizes}
 
 
-@torch.no_grad()
-def block_norms(updates: Mapping[str, Tensor], graph: WeightGraph, state: State) -> Tensor:
-    """Roots of the sums of squares of updates in gauge coordinates, (blocks,) in their order."""
-    norms = []
-    for name, update in updates.items():
-        blocks = graph.parameters[name]
-        for block, ends in zip(blocks, block_ends(blocks, state[name]), strict=True):
-            norms.append(_norm(block, update, *ends))
-    return torch.stack(norms)
-
-
-def _norm(block: WeightBlock, update: Tensor, target: Tensor, source: Tensor) -> Tensor:
-    """Root of the sum of squares of an update in gauge coordinates."""
-    edges = block.pack(update)
-    if block.is_vector:
-        return torch.linalg.vector_norm(edges / target[:, :, None, None])
-    rows = torch.linalg.vector_norm(edges * block.fold(source, 1)[:, None, :, None], dim=(2, 3))
-    return torch.linalg.vector_norm(rows / block.fold(target, 0))
-
-
-def relative_sizes(updates: Iterable[str], norms: Tensor, graph: WeightGraph) -> dict[str, float]:
-    """Root mean square of ``Δŵ / unit``, the largest of a parameter's blocks, by parameter.
-
-    At 1 an aligned update changes a pre-activation by its initial size.
+def relative_sizes(names: Iterable[str], sizes: Tensor, graph: WeightGraph) -> dict[str, float]:
+    """The largest size of each parameter's blocks.
 
     Args:
-        updates: the parameters' names.
-        norms: of all their blocks, by :func:`block_norms`.
+        sizes: of one network (1, blocks) of the blocks of ``names``, as :func:`measured_sizes`.
     """
-    sizes = dict.fromkeys(updates, 0.0)
-    owners = [(name, block) for name in sizes for block in graph.parameters[name]]
-    for (name, block), norm in zip(owners, norms.tolist(), strict=True):
-        unit = step_scale(graph, block) * (block.folds * prod(block.shape)) ** 0.5
-        sizes[name] = _larger(sizes[name], norm / unit)
-    return sizes
+    found = dict.fromkeys(names, 0.0)
+    owners = (name for name in found for _ in graph.parameters[name])
+    for name, size in zip(owners, sizes[0].tolist(), strict=True):
+        found[name] = _larger(found[name], size)
+    return found
 
 
 def _larger(first: float, second: float) -> float:

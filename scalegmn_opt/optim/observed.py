@@ -10,7 +10,8 @@ from torch import Tensor, distributed, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.guard import frames_inside
-from scalegmn_opt.optim.state import State, block_ends
+from scalegmn_opt.optim.state import State
+from scalegmn_opt.optim.units import block_ends
 from scalegmn_opt.symmetry import largest_change
 
 GaugeName = Literal["swept", "observed"]

@@ -13,9 +13,10 @@ from scalegmn_opt.optim.decline import Trend, rows_of, trends
 from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.edges import Edges
 from scalegmn_opt.optim.kinds import PLAIN_LAYERS, kinds_of, layers_of
-from scalegmn_opt.optim.state import Rule, State, block_ends
+from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.terms import Ends, WeightTerms
 from scalegmn_opt.optim.together import Given, below, given_back, joint, together
+from scalegmn_opt.optim.units import block_ends, in_order
 from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import gauged, only_permuted
 
@@ -133,19 +134,14 @@ class UpdateRule(Rule):
         """Write a file that :meth:`from_pretrained` reads."""
         save_weights(path, self, kind="rule", config=self.config)
 
-    def forward(
+    def _sized(
         self,
         graph: WeightGraph,
         params: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
         state: State,
-    ) -> tuple[dict[str, Tensor], State]:
-        """One step: ``params + updates`` are the next parameters; no argument is modified.
-
-        Args:
-            params, grads: (batch, *shape) by name.
-            state: from :meth:`init` or the previous step.
-        """
+    ) -> tuple[dict[str, Tensor], State, Tensor]:
+        """One step and, third, its :func:`measured_sizes`, without measuring them."""
         renewed: State = {}
         given = Given(graph, pack(graph, params), grads, state, self._kind_factors(graph))
         edges: Iterable[Edges] = self._edges(given, renewed)
@@ -155,11 +151,13 @@ class UpdateRule(Rule):
             steps = torch.stack([own["step"] for own in renewed.values()]).amax(0)
             read = self.terms.read(self._seen(graph), edges, _time(steps))
         updates: dict[str, Tensor] = {}
+        sizes: dict[str, Tensor] = {}
         exponents = self.coherence + self.shallow * (PLAIN_LAYERS / layers_of(graph) - 1)
         # What one needs is free before the next.
-        for found in map(self._update, edges, read, repeat(exponents)):
+        for found, found_sizes in map(self._update, edges, read, repeat(exponents)):
             updates |= found
-        return unpack(graph, updates), renewed
+            sizes |= found_sizes
+        return unpack(graph, updates), renewed, in_order(graph, sizes)
 
     def _kept(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
         levels = {key: p.new_zeros(len(p), len(blocks)) for key in ("level", "peak")}
@@ -297,12 +295,16 @@ class UpdateRule(Rule):
         split = (x.reshape(-1, 1, 1, 1).split(sizes) for x in gains.values())
         return [dict(zip(gains, own, strict=True)) for own in zip(*split, strict=True)]
 
-    def _update(self, edges: Edges, ends: Ends | None, exponents: Tensor) -> dict[str, Tensor]:
-        """The updates of weights by block, worked out by chunks of rows."""
+    def _update(
+        self, edges: Edges, ends: Ends | None, exponents: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The updates of weights and their sizes by block, worked out by chunks of rows."""
         parts = [self._combine(edges, rows, ends) for rows in edges.chunks()]
         step = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         del parts
-        return edges.by_name(edges.updates(step, self._lengths(edges, step, exponents)))
+        size, like = edges.sizes(step), edges.sizes(edges.main_direction())
+        factors = edges.by_block((edges.coherence() @ exponents).exp())
+        return edges.updates(step, size, like / (size + (size == 0)) * factors)
 
     def _combine(self, edges: Edges, rows: slice, ends: Ends | None) -> Tensor:
         if self.terms is None or ends is None:
@@ -313,12 +315,6 @@ class UpdateRule(Rule):
         for k, direction in enumerate(directions):
             step = step + (self.mixture[k] + out[:, 2 + k]) * direction
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
-
-    def _lengths(self, edges: Edges, step: Tensor, exponents: Tensor) -> Tensor:
-        """Factors (batch · folds, out or 1, 1, 1) that give ``step`` its length, by block."""
-        size, like = edges.sizes(step), edges.sizes(edges.main_direction())
-        factors = edges.by_block((edges.coherence() @ exponents).exp())
-        return like / (size + (size == 0)) * factors
 
     def _step_length(self, steps: Tensor) -> Tensor:
         """A learned schedule (batch,) without a horizon; its plain factor falls as ``1 / t``."""

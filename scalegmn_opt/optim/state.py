@@ -1,4 +1,4 @@
-"""What a rule remembers of each parameter, and the units of its steps."""
+"""What a rule is, and what it remembers of each parameter."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack_blocks
 from scalegmn_opt.optim.directions import inverse_root, scaled
+from scalegmn_opt.optim.units import block_ends, measured_sizes, step_scale
 from scalegmn_opt.optim.whitening import is_whitened, kept_numbers, whiten
 from scalegmn_opt.symmetry import activity_sweep
 
@@ -19,7 +20,8 @@ class Rule(nn.Module):
 
     A module whose ``forward(graph, params, grads, state)`` gives ``updates`` such that
     ``params + updates`` are the next parameters, and modifies no argument. All tensors have a
-    leading batch axis of networks of one graph.
+    leading batch axis of networks of one graph. A subclass defines ``forward`` or, if it knows how
+    large its steps are, ``_sized``, which gives what :meth:`sized` does.
 
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
     gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
@@ -33,6 +35,45 @@ class Rule(nn.Module):
     size: ClassVar[float] = 1.0
     whitens: ClassVar[bool] = False
     overwrites: bool = False
+
+    def forward(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        """One step: ``params + updates`` are the next parameters; no argument is modified.
+
+        Args:
+            params, grads: (batch, *shape) by name.
+            state: from :meth:`init` or the previous step.
+        """
+        updates, state, _ = self._sized(graph, params, grads, state)
+        return updates, state
+
+    def _sized(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[dict[str, Tensor], State, Tensor]:
+        raise NotImplementedError
+
+    def sized(
+        self,
+        graph: WeightGraph,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: State,
+    ) -> tuple[dict[str, Tensor], State, Tensor]:
+        """One step and, third, its :func:`measured_sizes`, of blocks as in ``graph.parameters``."""
+        if type(self).forward is Rule.forward:
+            return self._sized(graph, params, grads, state)
+        updates, state = self(graph, params, grads, state)
+        ordered = {name: updates[name] for name in graph.parameters}
+        return updates, state, measured_sizes(ordered, graph, state)
 
     def init(
         self,
@@ -124,59 +165,36 @@ class Rule(nn.Module):
 
     def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
         """Updates along ``-m / sqrt(v)`` in gauge coordinates and units; nothing is learned."""
-        return {
-            name: self.plain_update(graph, blocks, state[name], [None] * len(blocks))
-            for name, blocks in graph.parameters.items()
-        }
+        updates = {}
+        for name, blocks in graph.parameters.items():
+            directions = [self.direction(block, state[name]) for block in blocks]
+            updates[name] = self.plain_update(graph, blocks, state[name], directions)
+        return updates
 
     def plain_update(
         self,
         graph: WeightGraph,
         blocks: Sequence[WeightBlock],
         own: dict[str, Tensor],
-        directions: Sequence[Tensor | None],
+        directions: Sequence[Tensor],
     ) -> Tensor:
         """The plain step of one parameter (batch, *shape).
 
         Args:
-            directions: of its blocks (batch · folds, out, in, kernel), to be used where given.
+            directions: of its blocks (batch · folds, out, in, kernel), which are used up.
         """
         parts = []
-        for block, given, ends in zip(blocks, directions, block_ends(blocks, own), strict=True):
-            direction = self._direction(block, own) if given is None else given
+        for block, direction, ends in zip(blocks, directions, block_ends(blocks, own), strict=True):
             target, source = (block.fold(x, i) for i, x in enumerate(ends))
             size = self.size * step_scale(graph, block)
             update = scaled(direction, size * target[:, :, None, None])
             parts.append(scaled(update, source.reciprocal()[:, None, :, None]))
         return unpack_blocks(blocks, parts)
 
-    def _direction(self, block: WeightBlock, own: dict[str, Tensor]) -> Tensor:
+    def direction(self, block: WeightBlock, own: dict[str, Tensor]) -> Tensor:
         """``-m / sqrt(v)`` (batch · folds, out, in, kernel): downhill, with entries O(1)."""
         step, decays = own["step"].to(own["fast"]), self.decays
         gain = -(1 - decays["square"] ** step).sqrt() / (1 - decays["fast"] ** step)
         fast, square = (block.pack(own[key]) for key in ("fast", "square"))
         gain = gain.repeat_interleave(block.folds).reshape(-1, 1, 1, 1)
         return scaled(inverse_root(square), gain) * fast
-
-
-def step_scale(graph: WeightGraph, block: WeightBlock) -> float:
-    """Relative size of a step: ``1 / fan_in`` of a weight, ``1 / sqrt(fan_in)`` of a bias.
-
-    A vector on neurons without other incoming weights is treated as one weight a neuron.
-    """
-    if not block.is_vector:
-        return 1.0 / graph.fan_in[block.target]
-    if all(other.is_vector for other in graph.incoming[block.target]):
-        return 1.0 / (block.shape[0] * block.shape[2])
-    return graph.fan_in[block.target] ** -0.5
-
-
-def block_ends(
-    blocks: Sequence[WeightBlock], own: Mapping[str, Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """The gauge that a parameter's state keeps, ``s_i`` (batch, out), ``s_j`` (batch, in)."""
-    if len(blocks) == 1:
-        return [(own["target"], own["source"])]
-    targets = own["target"].split([block.nodes[0] for block in blocks], 1)
-    sources = own["source"].split([block.nodes[1] for block in blocks], 1)
-    return list(zip(targets, sources, strict=True))

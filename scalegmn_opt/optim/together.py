@@ -11,7 +11,8 @@ from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.directions import constants
-from scalegmn_opt.optim.state import State, step_scale
+from scalegmn_opt.optim.state import State
+from scalegmn_opt.optim.units import step_scale
 
 _STACKED = 1 << 16  # largest number of weights of a stack
 
