@@ -63,10 +63,10 @@ UNGUARDED: dict[Any, dict[str, Callable[..., Any]]] = {
         "guarded": lambda updates, sizes, *_, **__: (updates, sizes),
     },
     controls: {
-        "_norms": lambda *_: None,
         "in_order": _of_nothing,
         "edge_sizes": lambda updates, graph, *_: _of_nothing(graph),
     },
+    controls._AdamRule: {"_sizes": lambda *_: {}},
     edges.Edges: {"_sizes": lambda *_: {}},
     rule: {"in_order": _of_nothing},
 }

@@ -226,6 +226,8 @@ class GraphOptimizer(Optimizer):
     ) -> tuple[dict[str, Tensor], State, Tensor]:
         """Updates, the next state, and the updates' sizes; see :meth:`Rule.sized`."""
         self.rule.overwrites = not torch.is_grad_enabled()
+        limits = (group["max_change"] for group in self.param_groups)
+        self.rule.measures = self.record or any(limit is not None for limit in limits)
         try:
             if not self.compile:
                 return self.rule.sized(self.graph, params, grads, state)

@@ -66,7 +66,7 @@ def check_devices(owner: str, parameters: Mapping[str, Tensor]) -> None:
 def check_state(
     owner: str, name: str, state: Mapping[str, Any], expected: Mapping[str, Tensor]
 ) -> None:
-    """Raise if a loaded state has not the entries and shapes of ``expected`` (1, *shape)."""
+    """Raise unless a loaded state has entries as ``expected`` (1, *shape), and finite numbers."""
     wanted = {key: tuple(value.shape[1:]) for key, value in expected.items()}
     found = {key: tuple(torch.as_tensor(value).shape) for key, value in state.items()}
     if found != wanted:
@@ -74,6 +74,9 @@ def check_state(
             f"{owner}: state of {name!r}: expected {wanted}, got {found};"
             " it is of another optimizer, network or version"
         )
+    for key, value in state.items():
+        if not torch.as_tensor(value).isfinite().all():
+            raise ValueError(f"{owner}: state of {name!r}: expected finite numbers in {key!r}")
 
 
 def number(value: float | Tensor) -> float:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.base import GraphOptimizer
-from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.state import Rule, State
-from scalegmn_opt.optim.units import block_roots, edge_sizes, in_order
+from scalegmn_opt.optim.units import edge_sizes, in_order
+from scalegmn_opt.optim.whitening import is_whitened
 from scalegmn_opt.symmetry import backward_sweep, forward_sweep
+
+_LARGEST = 10.0  # above any entry of -m / sqrt(v): 7.3 by Cauchy and Schwarz
 
 
 class _AdamRule(Rule):
@@ -34,10 +36,23 @@ class _AdamRule(Rule):
         for name, blocks in graph.parameters.items():
             own = self.advanced(state[name], grads[name])
             directions, renewed[name] = self._directions(blocks, grads[name], own)
-            sizes |= {b.name: _norms(b, d) for b, d in zip(blocks, directions, strict=True)}
+            sizes |= self._sizes(blocks, directions)
             updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
-        norms = in_order(graph, sizes)
-        return updates, renewed, norms * self.size / constants(block_roots(graph), norms)
+        return updates, renewed, in_order(graph, sizes) * self.size
+
+    @torch.no_grad()
+    def _sizes(
+        self, blocks: Sequence[WeightBlock], directions: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Root mean squares (batch,) by block, or a bound."""
+        found = {}
+        for block, direction in zip(blocks, directions, strict=True):
+            each = direction.reshape(len(direction) // block.folds, -1)
+            if self.measures or (self.whitens and is_whitened(block)):
+                found[block.name] = torch.linalg.vector_norm(each, dim=1) / each.shape[1] ** 0.5
+            else:
+                found[block.name] = each.new_full((len(each),), _LARGEST)
+        return found
 
     def _directions(
         self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
@@ -56,12 +71,6 @@ class _MuonRule(_AdamRule):
         mains, own = self.main_directions(blocks, grad, own)
         found = zip(blocks, mains, strict=True)
         return [self.direction(b, own) if main is None else main for b, main in found], own
-
-
-@torch.no_grad()
-def _norms(block: WeightBlock, edges: Tensor) -> Tensor:
-    """Roots (batch,) of sums of squares."""
-    return torch.linalg.vector_norm(edges.reshape(len(edges) // block.folds, -1), dim=1)
 
 
 class _PathRule(Rule):

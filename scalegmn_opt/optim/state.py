@@ -28,13 +28,15 @@ class Rule(nn.Module):
     A rule that ``whitens`` calls :meth:`main_directions` for each parameter at each step.
 
     ``overwrites`` is set by an optimizer that gives its state away: averages are then renewed in
-    their own memory, which saves 4 bytes a parameter and decay.
+    their own memory, which saves 4 bytes a parameter and decay. ``measures`` is set by one that has
+    to know how large steps are: where a rule would have to measure, bounds do otherwise.
     """
 
     decays: ClassVar[dict[str, float]]
     size: ClassVar[float] = 1.0
     whitens: ClassVar[bool] = False
     overwrites: bool = False
+    measures: bool = False
 
     def forward(
         self,
@@ -68,7 +70,10 @@ class Rule(nn.Module):
         grads: Mapping[str, Tensor],
         state: State,
     ) -> tuple[dict[str, Tensor], State, Tensor]:
-        """One step and, third, its :func:`measured_sizes`, of blocks as in ``graph.parameters``."""
+        """One step and, third, its :func:`measured_sizes`, of blocks as in ``graph.parameters``.
+
+        They may be bounds unless the rule ``measures``.
+        """
         if type(self).forward is Rule.forward:
             return self._sized(graph, params, grads, state)
         updates, state = self(graph, params, grads, state)

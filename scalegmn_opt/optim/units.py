@@ -88,11 +88,6 @@ def reaches(graph: WeightGraph, state: Mapping[str, Mapping[str, Tensor]]) -> di
     return found
 
 
-def block_roots(graph: WeightGraph) -> list[float]:
-    """Roots of the numbers of weights of blocks, in the order of ``graph.parameters``."""
-    return [_root(block) for blocks in graph.parameters.values() for block in blocks]
-
-
 def _root(block: WeightBlock) -> float:
     return (block.folds * prod(block.shape)) ** 0.5
 

@@ -107,6 +107,16 @@ def test_can_load_older_state_dict(cls):
     assert train(model, own, 2) == train(again, other, 2)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_state_with_numbers_that_are_not_finite_is_refused(cls, value):
+    model, own = trained(cls)
+    state = copy.deepcopy(own.state_dict())
+    state["state"][0]["target"][1] = value
+    with pytest.raises(ValueError, match=r"'0.weight': expected finite numbers in 'target'"):
+        own.load_state_dict(state)
+    assert train(model, own, 1)
+
+
 def without(entries):
     entries.popitem()
 

@@ -8,6 +8,7 @@ from scalegmn_opt import UpdateRule, trace
 from scalegmn_opt.graph import stack_parameters
 from scalegmn_opt.optim.controls import GaugeAdam, GaugeMuon, PathSGD
 from scalegmn_opt.optim.units import measured_sizes, reaches, step_scale
+from scalegmn_opt.optim.whitening import is_whitened
 
 F64 = torch.float64
 
@@ -67,6 +68,7 @@ def run(rule, network, count=3, scale=1.0):
     own = {n: p.detach() for n, p in module.named_parameters()}
     other = {n: 1.1 * p + 0.01 for n, p in own.items()}
     params = stack_parameters([own, other])
+    rule.measures = True
     state = rule.init(graph, params)
     for number in range(count):
         grads = {
@@ -98,6 +100,40 @@ def test_a_step_is_the_same_with_its_sizes_and_without(name, network):
         plain = rule(graph, params, grads, rule.init(graph, params))
         sized = rule.sized(graph, params, grads, rule.init(graph, params))
     torch.testing.assert_close(plain, sized[:2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [GaugeAdam._rule, GaugeMuon._rule])
+def test_bounds_of_a_control_that_does_not_measure(make, network):
+    """Of vectors, and of all that is not whitened; other sizes are what they are."""
+    graph, _, _, sizes = run(make().to(F64), network)
+    rule = make().to(F64)
+    module, _ = network
+    params = {n: p.detach()[None] for n, p in module.named_parameters()}
+    grads = {n: torch.randn(p.shape, generator=seeded(), dtype=F64) for n, p in params.items()}
+    with torch.no_grad():
+        found = rule.sized(graph, params, grads, rule.init(graph, params))[2]
+    bound = 10 * rule.size
+    every = [block for blocks in graph.parameters.values() for block in blocks]
+    whitened = torch.tensor([rule.whitens and is_whitened(block) for block in every])
+    assert ((found == bound) != whitened).all()
+    assert (sizes < bound).all()
+
+
+@pytest.mark.parametrize("rule", [GaugeAdam._rule(), GaugeMuon._rule()])
+def test_no_gradients_make_a_plain_direction_longer_than_its_bound(rule):
+    """The worst are those of equality in Cauchy's and Schwarz's: growing by ``square / fast``."""
+    layer = nn.Linear(1, 1, bias=False).to(F64)
+    graph = trace(layer, (torch.ones(2, 1, dtype=F64),))
+    (block,) = graph.blocks
+    largest = []
+    for growth in (1.0, 1.05, rule.decays["square"] / rule.decays["fast"], 1.2, 2.0):
+        state, found = rule.init(graph, {"weight": layer.weight.detach()[None]})["weight"], []
+        for number in range(300):
+            state = rule.advanced(state, torch.full((1, 1, 1), growth ** (number - 200), dtype=F64))
+            found.append(float(rule.direction(block, state).abs()))
+        largest.append(max(found))
+    assert max(largest) == largest[2]
+    assert 2 < max(largest) < 10
 
 
 def test_sizes_are_by_the_formula_on_a_single_layer():
