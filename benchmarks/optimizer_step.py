@@ -7,7 +7,7 @@ that compiling takes is not counted. "Peak extra" is of the resident size since 
 which some 10 MB are code that is loaded then, and what the heap does not give back; "allocated" is
 what tensors alone take at most beside the state, within steps 2 to 4. The guard's share of later
 steps is the difference to steps without it, medians of 40 each in turns; of compiled ones it is
-what is outside of the program.
+what is outside of the program. What `PathSGD` measures for its limit is of its step.
 
     python optimizer_step.py [--networks NAME ...] [--optimizers NAME ...]
 
@@ -64,7 +64,6 @@ UNGUARDED: dict[Any, dict[str, Callable[..., Any]]] = {
     },
     controls: {
         "in_order": _of_nothing,
-        "edge_sizes": lambda updates, graph, *_: _of_nothing(graph),
     },
     controls._AdamRule: {"_sizes": lambda *_: {}},
     edges.Edges: {"_sizes": lambda *_: {}},

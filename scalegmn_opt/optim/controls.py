@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
 from scalegmn_opt.optim.base import GraphOptimizer
+from scalegmn_opt.optim.directions import rms, scaled
 from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.units import edge_sizes, in_order
@@ -47,11 +48,11 @@ class _AdamRule(Rule):
         """Root mean squares (batch,) by block, or a bound."""
         found = {}
         for block, direction in zip(blocks, directions, strict=True):
-            each = direction.reshape(len(direction) // block.folds, -1)
             if self.measures or (self.whitens and is_whitened(block)):
-                found[block.name] = torch.linalg.vector_norm(each, dim=1) / each.shape[1] ** 0.5
+                size = rms(direction, folds=block.folds)[:: block.folds, 0, 0, 0]
             else:
-                found[block.name] = each.new_full((len(each),), _LARGEST)
+                size = direction.new_full((len(direction) // block.folds,), _LARGEST)
+            found[block.name] = size
         return found
 
     def _directions(
@@ -88,8 +89,8 @@ class _PathRule(Rule):
     ) -> State:
         state = super().init(graph, params, input_rms=input_rms)
         like = next(iter(params.values()))
-        rms = torch.as_tensor(input_rms, dtype=like.dtype, device=like.device).expand(len(like))
-        return {name: {**own, "input_rms": rms.clone()} for name, own in state.items()}
+        sizes = torch.as_tensor(input_rms, dtype=like.dtype, device=like.device).expand(len(like))
+        return {name: {**own, "input_rms": sizes.clone()} for name, own in state.items()}
 
     def _sized(
         self,
@@ -100,16 +101,16 @@ class _PathRule(Rule):
     ) -> tuple[dict[str, Tensor], State, Tensor]:
         state = {name: self.advanced(state[name], grad) for name, grad in grads.items()}
         edges = pack(graph, params)
-        rms = next(iter(state.values()))["input_rms"]
-        forward = forward_sweep(graph, edges, input_rms=rms)
+        size = next(iter(state.values()))["input_rms"]
+        forward = forward_sweep(graph, edges, input_rms=size)
         backward = backward_sweep(graph, edges, forward=forward)
         step = self.size / sum(b.folds * prod(b.shape) for b in graph.blocks)
         updates = {}
         for block in graph.blocks:
             source = block.fold(forward.scales[block.source], 1)[:, None, :, None]
             target = block.fold(backward[block.target], 0)[:, :, None, None]
-            grad = block.pack(grads[block.parameter])
-            updates[block.name] = -step * grad / (source * target).square()
+            update = block.pack(grads[block.parameter]) * (-step / target.square())
+            updates[block.name] = scaled(update, source.square().reciprocal())
         return unpack(graph, updates), state, edge_sizes(updates, graph, state, graph.parameters)
 
     def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
