@@ -1,8 +1,9 @@
 """The tasks that learned optimizers are judged on; none is in a suite of meta-training.
 
-MNIST is in no suite. The other data sets have other parts or kinds there: digits with at most three
-hidden layers, photos as classes of patches and not as pictures to draw, text of other topics for a
-transformer of one block.
+The suite ``apart``, which the packaged rules come from, has none of their data sets, widths and
+depths either. In other suites, which have no MNIST, are digits with at most three hidden layers,
+photos as classes of patches and not as pictures to draw, and text of other topics for a transformer
+of one block.
 """
 
 import importlib

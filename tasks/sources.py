@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from .data import Dataset, digits
+from .glyphs import drawn, glyphs, moved, signs
 from .signals import signals
+from .words import language
 
 Kind = Literal["vectors", "pictures", "coordinates", "text"]
 PATCH = 12  # pixels along a side
@@ -23,7 +25,7 @@ class Source:
     """A data set by name: what its inputs are, and a function that makes or draws it.
 
     ``make`` takes a generator, which fixed data sets ignore, and a number of inputs, which all but
-    random teachers and moved digits ignore.
+    random teachers, moved digits and glyphs ignore.
     """
 
     kind: Kind
@@ -101,24 +103,15 @@ def patches() -> Dataset:
 def moved_digits(generator: torch.Generator, dims: int) -> Dataset:
     """Pictures of about ``dims`` pixels, of the digits turned, scaled and shifted at random.
 
-    12,000 for training, drawn from the training part, and 1000 each of the two others'. Turned by
-    up to 17 degrees, 1 to 1.4 times smaller, shifted by up to 15 % of half a side.
+    12,000 for training, drawn from the training part, and 1000 each of the two others', moved as
+    by :func:`moved`.
     """
-    side = max(8, round(dims**0.5))
-    parts = []
+    side, parts = max(8, round(dims**0.5)), []
     for name, count in (("training", 12000), ("validation", 1000), ("test", 1000)):
         inputs, targets = digits().part(name)
         index = torch.randint(len(targets), (count,), generator=generator)
-        turn, scale, right, down = torch.rand(4, count, generator=generator)
-        turn, scale = 0.6 * (turn - 0.5), 1 / (0.7 + 0.3 * scale)
-        rows = (
-            torch.stack([scale * turn.cos(), -scale * turn.sin(), 0.3 * (right - 0.5)], 1),
-            torch.stack([scale * turn.sin(), scale * turn.cos(), 0.3 * (down - 0.5)], 1),
-        )
-        grid = affine_grid(torch.stack(rows, 1), [count, 1, side, side], align_corners=False)
         pictures = inputs[index].reshape(-1, 1, 8, 8)
-        moved = grid_sample(pictures, grid, align_corners=False)
-        parts += [moved.flatten(1), targets[index]]
+        parts += [moved(pictures, side, generator=generator), targets[index]]
     return Dataset(*parts, classes=10, name="moved-digits", shape=(1, side, side))
 
 
@@ -142,6 +135,12 @@ def digit_picture(generator: torch.Generator, dims: int) -> Dataset:
     chosen = pictures[torch.randint(len(pictures), (1,), generator=generator)]
     large = interpolate(chosen, size=(20, 20), mode="bicubic", align_corners=True)[0]
     return picture(large, name="digit-picture", generator=generator)
+
+
+def glyph_picture(generator: torch.Generator, dims: int) -> Dataset:
+    """A random sign, as of :func:`glyphs`, of 20 × 20 pixels, by coordinates."""
+    points = signs(1, generator=generator)
+    return picture(drawn(points, 20)[0], name="glyph-picture", generator=generator)
 
 
 def photo_picture(generator: torch.Generator, dims: int) -> Dataset:
@@ -184,12 +183,18 @@ def text(*, late: bool) -> Dataset:
 
     names = sorted(topics)
     half = names[len(names) // 2 :] if late else names[: len(names) // 2]
-    # One alphabet for both halves: printable ASCII and the line's end; anything else is a space.
-    codes = torch.tensor([ord(c) for name in half for c in topics[name]])
+    return characters("".join(topics[name] for name in half), "text-late" if late else "text")
+
+
+def characters(string: str, name: str) -> Dataset:
+    """Windows of 24 characters of ``string``; the target is each next character.
+
+    One alphabet for all: printable ASCII and the line's end; anything else is a space.
+    """
+    codes = torch.tensor([ord(c) for c in string])
     tokens = torch.where((codes >= 32) & (codes < 127), codes - 31, 0 * codes + 1)
     tokens = torch.where(codes == 10, 0, tokens)
     windows = tokens.unfold(0, TEXT_WINDOW + 1, _TEXT_STRIDE)
-    name = "text-late" if late else "text"
     return split(windows[:, :-1], windows[:, 1:], classes=96, name=name)
 
 
@@ -277,6 +282,8 @@ SOURCES: dict[str, Source] = {
     "diabetes": Source("vectors", lambda generator, dims: table("diabetes")),
     "digit-picture": Source("coordinates", digit_picture),
     "digits": Source("pictures", lambda generator, dims: digits()),
+    "glyph-picture": Source("coordinates", glyph_picture),
+    "glyphs": Source("pictures", glyphs),
     "leaves-picture": Source("coordinates", leaves_picture),
     "moved-digits": Source("pictures", moved_digits),
     "patches": Source("pictures", lambda generator, dims: patches()),
@@ -287,4 +294,5 @@ SOURCES: dict[str, Source] = {
     "text": Source("text", lambda generator, dims: text(late=False)),
     "text-late": Source("text", lambda generator, dims: text(late=True)),
     "wine": Source("vectors", lambda generator, dims: table("wine")),
+    "words": Source("text", lambda generator, dims: characters(language(generator), "words")),
 }

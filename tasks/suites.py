@@ -144,7 +144,7 @@ SUITES: dict[str, Callable[[], TaskSuite]] = {
         name if split == "training" else f"{name}/{split}": partial(
             family_suite, f"{name}_suite", split
         )
-        for name in ("mixed", "mlp", "plain", "synthetic", "tiny", "vision")
+        for name in ("apart", "mixed", "mlp", "plain", "tiny", "vision")
         for split in SPLITS
     },
 }

@@ -33,5 +33,5 @@ def tracked_accelerator(
         known = "cpu" if found == "cpu" else f"cpu or {found}"
         raise ValueError(f"--device: expected {known}, which is what is here, got {device!r}")
     if tracker is not None:
-        accelerator.init_trackers(project)
+        accelerator.init_trackers(project, init_kwargs={"wandb": {"dir": str(output)}})
     return accelerator

@@ -309,6 +309,13 @@ def test_a_tracker_that_is_missing_is_named(tmp_path, monkeypatch, tracker):
     assert tracked_accelerator(None, tmp_path, project="test").trackers == []
 
 
+def test_wandb_is_told_to_write_into_the_folder_of_the_run(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda *_, **options: given.update(options))
+    tracked_accelerator("tensorboard", tmp_path, project="test")
+    assert given["init_kwargs"]["wandb"] == {"dir": str(tmp_path)}
+
+
 def test_validation_losses_are_drawn():
     figure = draw_losses([3.0, 2.0, 1.0], label="meta-loss", validation={2: 1.5})
     assert [ax.get_ylabel() for ax in figure.axes] == ["meta-loss", "validation loss"]

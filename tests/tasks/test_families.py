@@ -11,7 +11,7 @@ from scalegmn_opt.tasks.families import ACTIVATIONS, MODELS
 from scalegmn_opt.tasks.sampling import draw_tasks
 from scalegmn_opt.tasks.sources import SOURCES
 
-NAMED = ("mixed", "mlp", "plain", "synthetic", "tiny", "vision")
+NAMED = ("apart", "mixed", "mlp", "plain", "tiny", "vision")
 EVERY = {
     family.name: family
     for name in NAMED
@@ -137,9 +137,3 @@ def test_a_suite_needs_a_family_and_a_task():
         FamilySuite([])
     with pytest.raises(ValueError, match="count: expected a number of tasks >= 1, got 0"):
         resolve_suite("tiny").sample(seeded(), 0)
-
-
-def test_the_synthetic_suite_reads_no_data_set():
-    recipe = load_recipe("synthetic_suite", SuiteRecipe)
-    families = (*recipe.training, *recipe.validation, *recipe.test)
-    assert {family.data for family in families} == {"signals", "teacher", "teacher-regression"}

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from scalegmn_opt.meta.evaluate import EvaluatedTask
+from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import load_recipe
 from scalegmn_opt.tasks import HELD_OUT, SuiteRecipe, held_out_task
+from scalegmn_opt.tasks.sampling import draw_tasks
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,63 @@ def test_data_may_be_the_folder_of_the_file(mnist_file):
 
 def test_no_training_family_is_a_held_out_task():
     """Deeper, on photos as pictures, or on late text: none of these in a training split."""
-    for name in ("tiny", "mlp", "vision", "mixed", "plain", "synthetic"):
+    for name in ("tiny", "mlp", "vision", "mixed", "plain", "apart"):
         for family in load_recipe(f"{name}_suite", SuiteRecipe).training:
             assert family.data not in ("photo-picture", "text-late")
-            assert family.depth[1] <= 3
+            assert not family.depth[0] <= 5 <= family.depth[1]
             if "cnn" in family.model:
                 assert family.depth[1] <= 2
             if family.model == "transformer":
                 assert family.depth[1] == 1
+
+
+HELD_OUT_SIZES = {  # kind of network -> depths: hidden layers, stages or blocks
+    "mlp": {1, 2, 5},
+    "autoencoder": {1},  # hidden layers before the code
+    "cnn": {3},
+    "cnn-batchnorm": {3},
+    "siren": {2},
+    "transformer": {2},
+}
+WIDTHS = {8, 16, 32, 64, 128, 256}
+NEVER = {"digits", "moved-digits", "digit-picture", "patches", "photo-picture", "text", "text-late"}
+
+
+def test_held_out_widths_are_all_known(mnist_file):
+    """Every hidden layer of the tasks has a width of ``WIDTHS``, but for attention's own."""
+    for name in set(HELD_OUT) - {"text-transformer"}:
+        outputs = [s[0] for s in shapes(name, mnist_file)]
+        assert set(outputs[:-1]) <= WIDTHS, name
+    assert held_out_task("text-transformer").make(mnist_file).module.logits.in_features in WIDTHS
+
+
+def drawn_widths(family):
+    """Widths of hidden layers of networks of the family."""
+    for seed in range(12):
+        module = draw_tasks(family, 1, generator=torch.Generator().manual_seed(seed))[0].module
+        if family.model == "transformer":
+            yield module.logits.in_features
+            continue
+        weights = [p for p in module.parameters() if p.ndim >= 2]
+        yield from (len(w) for w in weights[:-1])
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=f"{split}-{number}-{family.name}")
+        for split in ("training", "validation", "test")
+        for number, family in enumerate(getattr(load_recipe("apart_suite", SuiteRecipe), split))
+    ],
+)
+def test_the_suite_apart_shares_no_data_set_width_or_depth_with_held_out_tasks(family):
+    assert family.data not in NEVER
+    assert not set(range(family.depth[0], family.depth[1] + 1)) & HELD_OUT_SIZES.get(
+        family.model, set()
+    )
+    assert not set(drawn_widths(family)) & WIDTHS
+
+
+@pytest.mark.parametrize("name", ["general", "permutation", "no_graph"])
+def test_packaged_rules_are_meta_trained_on_the_suite_apart(name):
+    assert load_recipe(f"{name}_rule", RuleRecipe).suite == "apart"

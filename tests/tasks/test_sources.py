@@ -1,11 +1,15 @@
 """Data sets for meta-training."""
 
+from collections import Counter
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
 from scalegmn_opt.tasks import digits
 from scalegmn_opt.tasks.data import SPLITS, Dataset
+from scalegmn_opt.tasks.glyphs import drawn, glyphs
 from scalegmn_opt.tasks.signals import signals
 from scalegmn_opt.tasks.sources import (
     SOURCES,
@@ -18,6 +22,7 @@ from scalegmn_opt.tasks.sources import (
     text,
     with_classes,
 )
+from scalegmn_opt.tasks.words import language
 
 
 def seeded(seed=0):
@@ -39,7 +44,7 @@ def test_every_source_has_three_parts_and_depends_on_its_generator_alone(name):
     assert (first.classes is None) == first.train_targets.is_floating_point()
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"text", "text-late"}))
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"text", "text-late", "words"}))
 def test_no_held_out_sample_is_a_training_sample(name):
     data = SOURCES[name].make(seeded(), 20)
     train = rows(data.train_inputs)
@@ -65,12 +70,17 @@ def test_tables_are_standardised_by_their_training_part(name):
     assert data.validation_inputs.mean(0).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("data", [signals(), patches(), teacher(seeded(), 30, regression=False)])
+@pytest.mark.parametrize(
+    "data",
+    [signals(), patches(), teacher(seeded(), 30, regression=False), glyphs(seeded(), 144)],
+    ids=["signals", "patches", "teacher", "glyphs"],
+)
 def test_drawn_classes_can_be_learned_and_are_not_trivial(data):
     """A linear classifier by least squares is above chance, not perfect, on held-out samples."""
     wanted = torch.nn.functional.one_hot(data.train_targets, data.classes).float()
     bias = torch.ones(len(data.train_inputs), 1)
-    weights = torch.linalg.lstsq(torch.cat([data.train_inputs, bias], 1), wanted).solution
+    inputs = torch.cat([data.train_inputs, bias], 1)
+    weights = torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution  # corners are always 0
     scores = data.validation_inputs @ weights[:-1] + weights[-1]
     accuracy = (scores.argmax(1) == data.validation_targets).float().mean()
     assert 1.3 / data.classes < accuracy < 0.95
@@ -92,6 +102,52 @@ def test_moved_digits_are_digits():
     likeness = torch.corrcoef(torch.cat(means))[:10, 10:]
     assert likeness.argmax(1).tolist() == list(range(10))
     assert len(rows(data.train_inputs[:100])) == 100
+
+
+def test_glyphs_are_strokes_of_the_size_asked_for():
+    data = glyphs(seeded(), 250)
+    assert data.shape == (1, 16, 16)
+    assert [len(data.part(split)[1]) for split in SPLITS] == [12000, 1000, 1000]
+    assert 0 <= data.train_inputs.min() < 0.01
+    assert 0.9 < data.train_inputs.max() <= 1
+    ink = (data.train_inputs > 0.5).float().mean(1)
+    assert ink.quantile(0.01) > 0.01
+    assert ink.quantile(0.99) < 0.4
+    other = glyphs(seeded(1), 250)
+    means = [
+        torch.stack([d.train_inputs[d.train_targets == c].mean(0) for c in range(10)])
+        for d in (data, other)
+    ]
+    assert (means[0] - means[1]).square().mean(1).sqrt().min() > 0.02  # signs of its own
+
+
+def test_a_stroke_goes_through_its_ends_and_is_where_it_should_be():
+    points = torch.tensor([[[-0.5, -0.5], [-0.25, -0.25], [0.0, 0.0], [0.25, 0.25], [0.5, 0.5]]])
+    (made,) = drawn(points, 21)
+    pixels = made[0]
+    torch.testing.assert_close(pixels, pixels.T)
+    assert pixels.diagonal()[6:15].min() > 0.9
+    assert pixels[0, 20] < 1e-3
+    assert pixels.diagonal()[:3].max() < 0.05
+
+
+def test_words_come_again_and_follow_each_other():
+    string = language(seeded())
+    spoken = string.replace(",", "").replace(".", "").split()
+    assert len(spoken) == 10000
+    assert len(set(spoken)) <= 300
+    assert set(string) <= set("abcdefghijklmnopqrstuvwxyz ,.\n")
+    counts = Counter(spoken).most_common()
+    assert counts[0][1] > 5 * counts[20][1] > 0
+    pairs = Counter(pairwise(spoken))
+    first = counts[0][0]
+    after = [n for (a, _), n in pairs.items() if a == first]
+    assert max(after) > 0.1 * counts[0][1]
+    assert language(seeded(1)) != string == language(seeded())
+    data = SOURCES["words"].make(seeded(), 0)
+    assert data.classes == 96
+    assert torch.equal(data.train_inputs[0, 1:], data.train_targets[0, :-1])
+    assert "".join(chr(31 + c) if c else "\n" for c in data.train_inputs[0]) == string[:24]
 
 
 def test_a_teacher_gives_numbers_of_deviation_one():

@@ -21,7 +21,7 @@ def test_the_example_runs_and_is_short(tmp_path, monkeypatch):
     assert scope["optimizer"].param_groups
 
 
-@pytest.mark.parametrize("suite", ["tiny", "mlp", "vision", "mixed", "plain", "synthetic"])
+@pytest.mark.parametrize("suite", ["tiny", "mlp", "vision", "mixed", "plain", "apart"])
 def test_every_family_is_in_the_row_of_its_suite(suite):
     recipe = load_recipe(f"{suite}_suite", SuiteRecipe)
     row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {suite} |"))
