@@ -5,9 +5,7 @@ over steps 2 to 27, in which the whiteners of large matrices are renewed more of
 over 32 later steps, a whole number of periods of all sizes of 64 times a power of two. The memory
 that compiling takes is not counted. "Peak extra" is of the resident size since the first step, of
 which some 10 MB are code that is loaded then, and what the heap does not give back; "allocated" is
-what tensors alone take at most beside the state, within steps 2 to 4. The guard's share of later
-steps is the difference to steps without it, medians of 40 each in turns; of compiled ones it is
-what is outside of the program. What `PathSGD` measures for its limit is of its step.
+what tensors alone take at most beside the state, within steps 2 to 4.
 
     python optimizer_step.py [--networks NAME ...] [--optimizers NAME ...]
 
@@ -18,13 +16,10 @@ import argparse
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, pairwise
 from operator import itemgetter
-from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from measure import RESULTS, cpu_seconds, peak_bytes, report, reset_peak_bytes
@@ -34,41 +29,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule
-from scalegmn_opt.graph import WeightGraph
-from scalegmn_opt.optim import (
-    GaugeAdam,
-    GaugeMuon,
-    PathSGD,
-    base,
-    controls,
-    edges,
-    rule,
-)
+from scalegmn_opt.optim import GaugeAdam, GaugeMuon, PathSGD
 
 STEPS, LATER_STEPS = 26, 32
 COMPILED = "LearnedOptimizer, compiled"
-GUARDED_STEPS = 40
 ALLOCATING_STEPS = 3
 LATER = 1024  # number of a step by which whiteners are renewed at their period
-
-
-def _of_nothing(graph: WeightGraph, *_: Any) -> Tensor:
-    return torch.zeros(1, len(graph.blocks))
-
-
-UNGUARDED: dict[Any, dict[str, Callable[..., Any]]] = {
-    base: {
-        "finite": lambda grads, health: dict(grads),
-        "relative_sizes": lambda names, *_: dict.fromkeys(names, 0.0),
-        "guarded": lambda updates, sizes, *_, **__: (updates, sizes),
-    },
-    controls: {
-        "in_order": _of_nothing,
-    },
-    controls._AdamRule: {"_sizes": lambda *_: {}},
-    edges.Edges: {"_sizes": lambda *_: {}},
-    rule: {"in_order": _of_nothing},
-}
 
 
 def perceptron(*sizes: int) -> tuple[nn.Module, Tensor]:
@@ -188,7 +154,6 @@ def measure(name: str, network: str) -> dict[str, Any]:
         "peak extra bytes per parameter": (peak - baseline) / count,
         "allocated bytes per parameter": _allocated_bytes(optimizer) / count,
         "peak MB in all": peak / 1e6,
-        "guard, % of later steps": 100 * _guard_share(optimizer) if name in OURS else 0.0,
     }
 
 
@@ -210,19 +175,6 @@ def _allocated_bytes(optimizer: Optimizer) -> int:
     events = found.profiler.kineto_results.events()
     sizes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     return max(accumulate(size for _, size in sorted(sizes, key=itemgetter(0))))
-
-
-def _guard_share(optimizer: Optimizer) -> float:
-    """How much longer steps are than steps without the guard, which take turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(GUARDED_STEPS):
-        seconds[0].extend(cpu_seconds(optimizer.step, repeats=1))
-        with ExitStack() as patches:
-            for place, parts in UNGUARDED.items():
-                patches.enter_context(patch.multiple(place, **parts))
-            seconds[1].extend(cpu_seconds(optimizer.step, repeats=1))
-    guarded, bare = map(median, seconds)
-    return 1 - bare / guarded
 
 
 def _later_seconds(optimizer: Optimizer) -> list[float]:
