@@ -4,17 +4,24 @@
 [--tasks NAME ...] [--result NAME] [--jobs 2]`. Runs are kept in `--out`, so that an interrupted
 benchmark goes on where it was. The results here were made by
 
-    --weights general permutation --against no-graph adam soap muon --tasks mnist-64 ...
-    --weights general permutation --against no-graph adam soap muon --result learned_optimizer_all
-
-the first on the tasks of 500 steps. Earlier runs, those of rules evolved on another suite, are
-
+    --weights general permutation --against no-graph --tasks mnist-64 ...
+    --weights general permutation --against no-graph --result learned_optimizer_all
     --weights general permutation --against no-graph soap nadamw adamw sgd --tasks mnist-64 ...
         --result learned_optimizer_baselines
     --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
     --against soap muon nadamw adamw sgd --tasks digits-long --result learned_optimizer_long
+
+    --weights general permutation --against no-graph soap muon gauge-adam gauge-muon untrained
+        --tasks text-transformer photo-siren mnist-64 digits-5-layers mnist-autoencoder
+        --result learned_optimizer_again
     --weights general --against gauge-adam untrained --tasks mnist-64 ...
         --result learned_optimizer_gauge
+    --weights general permutation --against no-graph adam soap muon
+        --result learned_optimizer_apart
+
+the second on all tasks, those of `--tasks mnist-64 ...` on the ones of 500 steps. Baselines, Muon
+and the long runs are earlier, and of the rules before these; in the last the three rules are what
+their recipes give on the suite `apart`.
 """
 
 import argparse

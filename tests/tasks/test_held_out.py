@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from scalegmn_opt.meta.evaluate import EvaluatedTask
-from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import load_recipe
 from scalegmn_opt.tasks import HELD_OUT, SuiteRecipe, held_out_task
 from scalegmn_opt.tasks.sampling import draw_tasks
@@ -126,8 +125,3 @@ def test_the_suite_apart_shares_no_data_set_width_or_depth_with_held_out_tasks(f
         family.model, set()
     )
     assert not set(drawn_widths(family)) & WIDTHS
-
-
-@pytest.mark.parametrize("name", ["general", "permutation", "no_graph"])
-def test_packaged_rules_are_meta_trained_on_the_suite_apart(name):
-    assert load_recipe(f"{name}_rule", RuleRecipe).suite == "apart"

@@ -89,7 +89,7 @@ def test_digits_suite_covers_its_ranges_and_never_sees_held_out_images():
 
 
 def test_unknown_suite_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=r"unknown suite 'x'; choose from \['digits-mlp', 'digi"):
+    with pytest.raises(ValueError, match=r"unknown suite 'x'; choose from \['apart', 'apart/te"):
         resolve_suite("x")
 
 
