@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
-from scalegmn_opt.optim.directions import constants
+from scalegmn_opt.optim.directions import constants, row_sums
 from scalegmn_opt.optim.together import Given, below, joint
 from scalegmn_opt.optim.units import block_ends
 
@@ -115,8 +115,7 @@ def _of_biases(given: Given, names: Sequence[str]) -> Tensor:
     """Mean squared gradients (batch, biases), in gauge coordinates."""
     grads, targets = below([given.grads[n] for n in names]), below(given.states(names, "target"))
     counts = [given.grads[name][0].numel() for name in names]
-    sums = grads.new_zeros(len(grads), len(names))
-    sums = sums.index_add(1, rows_of(counts, grads.device), (grads * targets).square())
+    sums = row_sums((grads * targets).square(), counts, rows_of(counts, grads.device))
     return sums / constants(counts, grads)
 
 

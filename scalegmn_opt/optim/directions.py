@@ -43,6 +43,19 @@ def rms(x: Tensor, *, folds: int = 1) -> Tensor:
     return size / (folds * x.numel() // x.shape[0]) ** 0.5
 
 
+def row_sums(values: Tensor, counts: Sequence[int], index: Tensor) -> Tensor:
+    """Sums (batch, blocks, ...) of values (batch, rows, ...) over the rows of each block.
+
+    Args:
+        counts: the number of rows of each block.
+        index: the number of each row's block (rows,).
+    """
+    if torch.compiler.is_compiling():  # additions by index do not compile for several threads
+        return torch.stack([part.sum(1) for part in values.split(list(counts), 1)], 1)
+    empty = values.new_zeros(len(values), len(counts), *values.shape[2:])
+    return empty.index_add(1, index, values)
+
+
 def unit_rms(x: Tensor, *, folds: int = 1) -> Tensor:
     """``x`` (batch · folds, ...) over its root mean square over all but the batch; 0 stays 0.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import WeightBlock
-from scalegmn_opt.optim.directions import constants, inverse_root, rms, scaled
+from scalegmn_opt.optim.directions import constants, inverse_root, rms, row_sums, scaled
 
 DIRECTIONS = 3  # fast and slow momentum relative to noise, main direction
 INVARIANTS = 6
@@ -64,8 +64,7 @@ class Edges:
 
     def _sums(self, rows: Tensor) -> Tensor:
         """Sums (batch, blocks, channels) of rows (batch, out, channels) of each block."""
-        empty = rows.new_zeros(len(rows), len(self.blocks), rows.shape[2])
-        return empty.index_add(1, self.index, rows)
+        return row_sums(rows, [block.shape[0] for block in self.blocks], self.index)
 
     def by_block(self, values: Tensor) -> Tensor:
         """Numbers (batch, blocks) for the weights of each block (batch · folds, out or 1, 1, 1)."""
