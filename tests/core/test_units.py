@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_stacks import Residual, seeded
 from torch import nn
 
 from scalegmn_opt import UpdateRule, trace
@@ -11,28 +12,6 @@ from scalegmn_opt.optim.units import measured_sizes, reaches, step_scale
 from scalegmn_opt.optim.whitening import is_whitened
 
 F64 = torch.float64
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-class Mixed(nn.Module):
-    """Packed projections, norms, grouped convolutions, stacks of equal layers."""
-
-    def __init__(self):
-        super().__init__()
-        layer = {"nhead": 2, "dim_feedforward": 12, "dropout": 0.0, "batch_first": True}
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, **layer) for _ in range(2))
-        self.mix = nn.ModuleList(nn.Conv1d(8, 8, 3, padding=1, groups=2) for _ in range(2))
-        self.out = nn.Linear(8, 3, bias=False)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        for layer in self.mix:
-            x = x + layer(x.mT).mT.relu()
-        return self.out(x)
 
 
 class Doubled(UpdateRule):
@@ -58,7 +37,7 @@ RULES = {
 def network():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = Mixed().to(F64)
+        module = Residual().to(F64)
     return module, trace(module, (torch.randn(2, 5, 8, dtype=F64, generator=seeded()),))
 
 
