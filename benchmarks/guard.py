@@ -35,8 +35,10 @@ UNGUARDED: dict[Any, dict[str, Callable[..., Any]]] = {
         "relative_sizes": lambda names, *_: dict.fromkeys(names, 0.0),
         "guarded": lambda updates, sizes, *_, **__: (updates, sizes),
     },
-    controls: {"in_order": _of_nothing},
-    controls._AdamRule: {"_sizes": lambda *_: {}},
+    controls._AdamRule: {
+        "_measured": lambda *_: {},
+        "_sizes": lambda self, graph, *_: _of_nothing(graph),
+    },
     edges.Edges: {"_sizes": lambda *_: {}},
     rule: {"in_order": _of_nothing},
 }

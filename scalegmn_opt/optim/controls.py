@@ -33,27 +33,32 @@ class _AdamRule(Rule):
     ) -> tuple[dict[str, Tensor], State, Tensor]:
         updates: dict[str, Tensor] = {}
         renewed: State = {}
-        sizes: dict[str, Tensor] = {}
+        measured: dict[str, Tensor] = {}
         for name, blocks in graph.parameters.items():
             own = self.advanced(state[name], grads[name])
             directions, renewed[name] = self._directions(blocks, grads[name], own)
-            sizes |= self._sizes(blocks, directions)
+            if self.measures or self.whitens:
+                measured |= self._measured(blocks, directions)
             updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
-        return updates, renewed, in_order(graph, sizes) * self.size
+        return updates, renewed, self._sizes(graph, measured, next(iter(updates.values())))
 
-    @torch.no_grad()
-    def _sizes(
+    def _measured(
         self, blocks: Sequence[WeightBlock], directions: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Root mean squares (batch,) by block, or a bound."""
-        found = {}
-        for block, direction in zip(blocks, directions, strict=True):
-            if self.measures or (self.whitens and is_whitened(block)):
-                size = rms(direction, folds=block.folds)[:: block.folds, 0, 0, 0]
-            else:
-                size = direction.new_full((len(direction) // block.folds,), _LARGEST)
-            found[block.name] = size
-        return found
+        """Root mean squares (batch,) by block, of those that have no bound or are asked for."""
+        return {
+            block.name: rms(direction.detach(), folds=block.folds)[:: block.folds, 0, 0, 0]
+            for block, direction in zip(blocks, directions, strict=True)
+            if self.measures or is_whitened(block)
+        }
+
+    def _sizes(self, graph: WeightGraph, measured: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """Sizes (batch, blocks) as in ``graph.parameters``: bounds where they are not measured."""
+        bound = like.new_full((len(like),), _LARGEST * self.size)
+        if not measured:
+            return bound[:, None].expand(-1, len(graph.blocks))
+        known = {name: size * self.size for name, size in measured.items()}
+        return in_order(graph, {b.name: known.get(b.name, bound) for b in graph.blocks})
 
     def _directions(
         self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]
