@@ -187,7 +187,7 @@ def draw_comparison_of_optimizers(comparison: Comparison) -> "Figure":
     seeds = len(comparison.learned.training_loss)
     ax.set(yscale="log", xlabel="steps", ylabel="training loss (nats)")
     ax.set_xlim(0, 1.07 * comparison.steps[-1])  # room for the numbers beside the grey curves
-    title = "Perceptron 64-32-10 on digits, which its numbers were chosen on"
+    title = "Perceptron 64-32-10 on digits"
     ax.set_title(f"{title}: median and range of {seeds} seeds", fontsize=10)
     ax.grid(alpha=0.3)
     figure.legend(loc="outside lower center", fontsize=9)

@@ -1,9 +1,9 @@
 """The tasks that learned optimizers are judged on; none is in a suite of meta-training.
 
-The suite ``apart`` has none of their data sets, widths and depths either. In the other suites,
-which have no MNIST, are digits with at most three hidden layers,
-photos as classes of patches and not as pictures to draw, and text of other topics for a transformer
-of one block.
+The suite ``apart``, which the packaged rules were made on, has none of their data sets, widths and
+depths either. In the other suites, which have no MNIST, are digits with at most three hidden
+layers, photos as classes of patches and not as pictures to draw, and text of other topics for a
+transformer of one block.
 """
 
 import importlib

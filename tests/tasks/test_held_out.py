@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from scalegmn_opt.meta.evaluate import EvaluatedTask
+from scalegmn_opt.meta.recipe import RuleRecipe
 from scalegmn_opt.recipe import load_recipe
 from scalegmn_opt.tasks import HELD_OUT, SuiteRecipe, held_out_task
 from scalegmn_opt.tasks.sampling import draw_tasks
@@ -98,6 +99,11 @@ def test_held_out_widths_are_all_known(mnist_file):
         outputs = [s[0] for s in shapes(name, mnist_file)]
         assert set(outputs[:-1]) <= WIDTHS, name
     assert held_out_task("text-transformer").make(mnist_file).module.logits.in_features in WIDTHS
+
+
+@pytest.mark.parametrize("name", ["general_rule", "permutation_rule", "no_graph_rule"])
+def test_packaged_rules_are_made_on_the_suite_apart(name):
+    assert load_recipe(name, RuleRecipe).suite == "apart"
 
 
 def drawn_widths(family):
