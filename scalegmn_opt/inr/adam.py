@@ -50,9 +50,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(
-                f"learning_rate must be finite and positive, got {self.learning_rate}"
-            )
+            raise ValueError(f"learning_rate must be finite and positive, got {self.learning_rate}")
 
     def init(self, params: Mapping[str, Tensor]) -> State:
         return {

@@ -170,6 +170,7 @@ def test_large_images_take_a_part_of_the_pixels_in_every_step(monkeypatch):
     monkeypatch.setattr(module, "_PIXELS", 60)
     seen = []
     plain = module.evaluate
+
     def watched(params, spec, coords):
         seen.append(len(coords))
         return plain(params, spec, coords)
