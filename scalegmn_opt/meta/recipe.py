@@ -35,6 +35,7 @@ class TrainerOptions(_Strict):
     clip: float = Field(default=1.0, gt=0)
     clip_quantile: float | None = Field(default=None, gt=0, le=1)
     average: float = Field(default=0.0, ge=0, lt=1)
+    interpolation: float = Field(default=1.0, gt=0, le=1)
     checkpoint_every: int = Field(default=50, ge=1)
     seconds: float | None = Field(default=None, gt=0)
 

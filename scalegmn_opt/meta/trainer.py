@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections import deque
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +54,9 @@ class MetaTrainer:
         clip_quantile: and no larger than this quantile of its last 100 norms, if given.
         average: decay per step of an exponential moving average of the weights, which is then what
             is validated and written; 0 for none.
+        interpolation: how far the weights that are validated and written lie from the initial ones
+            (0) to the trained ones (1); less is safer on tasks that are unlike the suite's (Wortsman
+            et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903).
         checkpoint_every: steps between two checkpoints.
         seconds: stop after this time, too (with a checkpoint); the schedule then follows the
             larger of elapsed time and steps.
@@ -77,6 +81,7 @@ class MetaTrainer:
         clip: float = 1.0,
         clip_quantile: float | None = None,
         average: float = 0.0,
+        interpolation: float = 1.0,
         checkpoint_every: int = 100,
         seconds: float | None = None,
         seed: int = 0,
@@ -97,6 +102,8 @@ class MetaTrainer:
             raise ValueError(f"clip_quantile: expected in (0, 1], got {clip_quantile}")
         if not 0 <= average < 1:
             raise ValueError(f"average: expected in [0, 1), got {average}")
+        if not 0 < interpolation <= 1:
+            raise ValueError(f"interpolation: expected in (0, 1], got {interpolation}")
         self.output, self.steps, self.lr, self.clip = Path(output), steps, lr, clip
         self.checkpoint_every, self.seconds, self.progress = checkpoint_every, seconds, progress
         self.clip_quantile, self.validation = clip_quantile, validation
@@ -105,6 +112,10 @@ class MetaTrainer:
         objective.to(self.accelerator.device)  # before workers, which train where the rule is
         numbers = range(self.accelerator.process_index, workers, processes)
         self.workers: dict[int, Worker] = {i: objective.new_worker(seed + i) for i in numbers}
+        self.interpolation = interpolation
+        self._start: dict[str, Tensor] = {}
+        if interpolation < 1:
+            self._start = {n: p.detach().clone() for n, p in objective.named_parameters()}
         rule = get_ema_multi_avg_fn(average)
         self._average = AveragedModel(objective, multi_avg_fn=rule) if average else None
         optimizer = torch.optim.Adam(objective.parameters(), lr=lr)
@@ -184,10 +195,17 @@ class MetaTrainer:
 
     @property
     def trained(self) -> Objective:
-        """The objective with the weights that count: their average where there is one."""
+        """The objective with the weights that count: averaged, and interpolated, if asked for."""
+        objective = self.accelerator.unwrap_model(self.objective)
         if self._average is not None:
-            return self._average.module
-        return self.accelerator.unwrap_model(self.objective)
+            objective = self._average.module
+        if not self._start:
+            return objective
+        between = deepcopy(objective)
+        with torch.no_grad():
+            for name, p in between.named_parameters():
+                p.copy_(torch.lerp(self._start[name], p, self.interpolation))
+        return between
 
     def _validate(self, validation: Validation) -> float:
         """Mean validation loss over all runs, which processes share; the best weights are kept."""
@@ -265,6 +283,8 @@ class MetaTrainer:
             (temporary / "progress.json").write_text(json.dumps(progress))
             if self._average is not None:
                 torch.save(self._average.state_dict(), temporary / "average.pt")
+            if self._start:
+                torch.save(self._start, temporary / "start.pt")
             checkpoint.commit(temporary, final)
             self._export("weights")
         self.accelerator.wait_for_everyone()
@@ -275,6 +295,9 @@ class MetaTrainer:
             worker.load_state_dict(_read(folder / f"worker_{number}.pt"))
         if self._average is not None:
             self._average.load_state_dict(_read(folder / "average.pt"))
+        if self._start:
+            start = _read(folder / "start.pt")
+            self._start = {name: start[name].to(x) for name, x in self._start.items()}
         progress = json.loads((folder / "progress.json").read_text())
         self._norms.extend(progress.pop("norms"))
         for name in _PROGRESS:

@@ -159,6 +159,30 @@ def test_the_average_is_what_is_written(tmp_path):
     assert expected != pytest.approx(values[-1])
 
 
+def test_weights_between_the_first_and_the_last_are_written(tmp_path):
+    make(tmp_path / "far", average=0.5, steps=5).train()
+    trainer = make(tmp_path / "near", average=0.5, interpolation=0.25, steps=5)
+    start = float(trainer.objective.weight.detach())
+    trainer.train()
+    far, near = (float(stored(tmp_path / f / "weights.safetensors")) for f in ("far", "near"))
+    assert near == pytest.approx(start + 0.25 * (far - start))
+    assert float(trainer.trained.weight.detach()) == near != pytest.approx(far)
+    assert float(trainer.objective.weight.detach()) != pytest.approx(near)
+
+
+def test_the_first_weights_are_those_of_before_an_interruption(tmp_path):
+    options = {"interpolation": 0.5, "steps": 8}
+    make(tmp_path / "whole", **options).train()
+    first = make(tmp_path / "parts", **options)
+    first._done = lambda: first.step >= 4
+    first.train()
+    second = make(tmp_path / "parts", **options)
+    second._start["weight"] += 1.0  # as if an unseeded one had begun elsewhere
+    second.train(resume=True)
+    whole, parts = (stored(tmp_path / f / "weights.safetensors") for f in ("whole", "parts"))
+    assert torch.equal(whole, parts)
+
+
 def test_the_best_weights_by_validation_stay(tmp_path):
     """The weight falls from 0 through -0.3 and on: best near the goal, written at the end."""
     trainer = make(tmp_path, validation=Distance(-0.3), steps=20)
@@ -209,6 +233,8 @@ def test_weights_that_a_kill_left_behind_are_written_on_resuming(tmp_path):
     [
         ({"clip_quantile": 0.0}, r"clip_quantile: expected in \(0, 1\], got 0.0"),
         ({"average": 1.0}, r"average: expected in \[0, 1\), got 1.0"),
+        ({"interpolation": 0.0}, r"interpolation: expected in \(0, 1\], got 0.0"),
+        ({"interpolation": 1.5}, r"interpolation: expected in \(0, 1\], got 1.5"),
     ],
 )
 def test_wrong_options(tmp_path, options, message):
@@ -339,6 +365,7 @@ def make_real(output):
         checkpoint_every=4,
         workers=2,
         average=0.9,
+        interpolation=0.5,
         clip_quantile=0.9,
         validation=RuleValidation(resolve_suite("tiny/validation"), every=5, runs=1, steps=5),
         accelerator=Accelerator(cpu=True),
