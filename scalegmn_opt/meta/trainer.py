@@ -55,8 +55,8 @@ class MetaTrainer:
         average: decay per step of an exponential moving average of the weights, which is then what
             is validated and written; 0 for none.
         interpolation: how far the weights that are validated and written lie from the initial ones
-            (0) to the trained ones (1); less is safer on tasks that are unlike the suite's (Wortsman
-            et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903).
+            (0) to the trained ones (1); less is safer on tasks unlike the suite's (Wortsman et al.,
+            "Robust fine-tuning of zero-shot models", arXiv 2109.01903).
         checkpoint_every: steps between two checkpoints.
         seconds: stop after this time, too (with a checkpoint); the schedule then follows the
             larger of elapsed time and steps.
