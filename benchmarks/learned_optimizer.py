@@ -4,8 +4,10 @@
 [--tasks NAME ...] [--result NAME] [--jobs 2]`. Runs are kept in `--out`, so that an interrupted
 benchmark goes on where it was. The results here were made by
 
-    --weights general permutation --against no-graph --tasks mnist-64 ...
-    --weights general permutation --against no-graph --result learned_optimizer_all
+    --weights general permutation --against no-graph untrained adam soap muon
+        --tasks mnist-64 ...
+    --weights general permutation --against no-graph untrained adam soap muon
+        --result learned_optimizer_all
     --weights general permutation --against no-graph soap nadamw adamw sgd --tasks mnist-64 ...
         --result learned_optimizer_baselines
     --against muon gauge-adam gauge-muon --tasks mnist-64 ... --result learned_optimizer_muon
@@ -17,11 +19,11 @@ benchmark goes on where it was. The results here were made by
     --weights general --against gauge-adam untrained --tasks mnist-64 ...
         --result learned_optimizer_gauge
     --weights general permutation --against no-graph adam soap muon
-        --result learned_optimizer_apart
+        --result learned_optimizer_apart, and learned_optimizer_narrow
 
-the second on all tasks, those of `--tasks mnist-64 ...` on the ones of 500 steps. Baselines, Muon
-and the long runs are earlier, and of the rules before these; in the last the three rules are what
-their recipes give on the suite `apart`.
+the second on all tasks, those of `--tasks mnist-64 ...` on the ones of 500 steps. All but the first
+two are earlier, and of the rules before these; in the last two the three rules are those of the
+first and the second attempt on the suite `apart` (docs/meta_training.md).
 """
 
 import argparse
