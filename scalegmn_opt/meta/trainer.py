@@ -211,7 +211,8 @@ class MetaTrainer:
         """Mean validation loss over all runs, which processes share; the best weights are kept."""
         processes = self.accelerator.num_processes
         numbers = range(self.accelerator.process_index, validation.runs, processes)
-        total = sum(validation.loss(self.trained, number) for number in numbers)
+        trained = self.trained
+        total = sum(validation.loss(trained, number) for number in numbers)
         device = self.accelerator.device
         summed = self.accelerator.reduce(
             torch.tensor(total, dtype=torch.float64, device=device), "sum"

@@ -37,8 +37,7 @@ class _AdamRule(Rule):
         for name, blocks in graph.parameters.items():
             own = self.advanced(state[name], grads[name])
             directions, renewed[name] = self._directions(blocks, grads[name], own)
-            if self.measures or self.whitens:
-                measured |= self._measured(blocks, directions)
+            measured |= self._measured(blocks, directions)
             updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
         return updates, renewed, self._sizes(graph, measured, next(iter(updates.values())))
 
@@ -49,7 +48,7 @@ class _AdamRule(Rule):
         return {
             block.name: rms(direction.detach(), folds=block.folds)[:: block.folds, 0, 0, 0]
             for block, direction in zip(blocks, directions, strict=True)
-            if self.measures or is_whitened(block)
+            if self.measures or (self.whitens and is_whitened(block))
         }
 
     def _sizes(self, graph: WeightGraph, measured: Mapping[str, Tensor], like: Tensor) -> Tensor:
