@@ -2,11 +2,12 @@
 
 `python benchmarks/validate_rules.py [--on NAME ...] [--weights NAME_OR_FILE ...]`. The mean of
 `log(loss + 0.02)` on validation batches over 24 runs of 300 steps on `apart/validation`, two
-networks in each (:class:`RuleValidation`), and over 4 runs on each of two transformers like those
-of the suite; the same for all rules. "initial" are the numbers that a new rule has; files named
-`no-graph` run without a graph. Other rows stay as they are. In the results here are, beside
-`general`, the rule before (`plain`), and those of docs/meta_training.md, "Nothing of the
-evaluation": `second`, and `quarter`, `three-quarters`, `whole`, where `general` lies half-way.
+networks in each (:class:`RuleValidation`), and over 4 runs on each of two transformers on the words
+of the suite, which has those of one block; the same for all rules. "initial" are the numbers that
+a new rule has; files named `no-graph` run without a graph. Other rows stay as they are. In the
+results here are, beside `general`, the rule before (`plain`), and those of docs/meta_training.md,
+"Nothing of the evaluation": `second`, and `quarter`, `three-quarters`, `whole`, where `general`
+lies half-way.
 """
 
 import argparse
