@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Self
 
 import torch
@@ -25,7 +25,7 @@ from scalegmn_opt.optim.checks import (
 from scalegmn_opt.optim.compiled import CompiledRule
 from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
-from scalegmn_opt.optim.guard import Health, finite, guarded, relative_sizes
+from scalegmn_opt.optim.guard import LARGEST_STEP, Health, finite, guarded, relative_sizes
 from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.units import reaches
@@ -185,11 +185,12 @@ class GraphOptimizer(Optimizer):
         check_shapes(type(self).__name__, parameters, self.graph)
         dtype = _working_dtype(parameters)
         params = {name: _constant(p).to(dtype)[None] for name, p in parameters.items()}
-        grads = {n: torch.zeros_like(p) for n, p in params.items() if n not in active}
-        given = {}
-        for name, (p, group) in active.items():
-            given[name] = (-p.grad if group["maximize"] else p.grad).to(dtype)
-        grads |= {name: grad[None] for name, grad in finite(given, self._health).items()}
+        grads = {
+            name: (-p.grad if group["maximize"] else p.grad).to(dtype)
+            for name, (p, group) in active.items()
+        }
+        if self.rule.decays:  # which would keep what is not finite
+            grads = finite(grads, self._health)
         state: State = {
             name: {key: value.to(dtype)[None] for key, value in self.state[p].items()}
             for name, p in parameters.items()
@@ -203,39 +204,49 @@ class GraphOptimizer(Optimizer):
         state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
         if self._reach is None:
             self._reach = reaches(self.graph, state)
-        updates, state, found = self._apply_rule(params, grads, state)
-        sizes = relative_sizes(self.graph.parameters, found, self.graph)
+        updates, renewed, sizes = self._apply_rule(params, grads, state)
+        if not self.rule.decays and not all(size <= LARGEST_STEP for size in sizes.values()):
+            masked = finite(grads, self._health)
+            if masked is not grads:
+                updates, renewed, sizes = self._apply_rule(params, masked, state)
         own, sizes = guarded(
             {name: updates[name] for name in active},
             {name: sizes[name] for name in active},
             self._reach,
             self.graph,
-            state,
+            renewed,
             self.rule,
             self._health,
             unbounded=[n for n, (_, group) in active.items() if group["max_change"] is not None],
         )
         return (
             {name: update[0] for name, update in own.items()},
-            {name: {k: v[0] for k, v in state[name].items()} for name in active},
+            {name: {k: v[0] for k, v in renewed[name].items()} for name in active},
             sizes,
         )
 
     def _apply_rule(
         self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State
-    ) -> tuple[dict[str, Tensor], State, Tensor]:
-        """Updates, the next state, and the updates' sizes; see :meth:`Rule.sized`."""
+    ) -> tuple[dict[str, Tensor], State, dict[str, float]]:
+        """Updates, the next state, and relative sizes of the updates; see :meth:`Rule.sized`.
+
+        Args:
+            grads: (*shape) of active parameters; the others' are zero.
+        """
+        grads = {
+            n: grads[n][None] if n in grads else torch.zeros_like(p) for n, p in params.items()
+        }
         self.rule.overwrites = not torch.is_grad_enabled()
         limits = (group["max_change"] for group in self.param_groups)
         self.rule.measures = self.record or any(limit is not None for limit in limits)
+        sized: Callable[..., Any] = partial(self.rule.sized, self.graph)
+        if self.compile:
+            sized = self._compiled = self._compiled or CompiledRule(self.rule, self.graph)
         try:
-            if not self.compile:
-                return self.rule.sized(self.graph, params, grads, state)
-            if self._compiled is None:
-                self._compiled = CompiledRule(self.rule, self.graph)
-            return self._compiled(params, grads, state)
+            updates, state, sizes = sized(params, grads, state)
         finally:
             self.rule.overwrites = False
+        return updates, state, relative_sizes(self.graph.parameters, sizes, self.graph)
 
     def _initial_state(self, params: dict[str, Tensor]) -> State:
         state = self.rule.init(self.graph, params, input_rms=self.input_rms)

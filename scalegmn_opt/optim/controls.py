@@ -13,10 +13,11 @@ from scalegmn_opt.optim.directions import rms, scaled
 from scalegmn_opt.optim.observed import GaugeName
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.units import edge_sizes, in_order
-from scalegmn_opt.optim.whitening import is_whitened
 from scalegmn_opt.symmetry import backward_sweep, forward_sweep
 
-_LARGEST = 10.0  # above any entry of -m / sqrt(v): 7.3 by Cauchy and Schwarz
+# Above any entry of -m / sqrt(v), 7.3 by Cauchy and Schwarz, and above the root mean square of what
+# is whitened: 1.21, as singular values are, or 1 where rows are equalised.
+_LARGEST = 10.0
 
 
 class _AdamRule(Rule):
@@ -33,31 +34,28 @@ class _AdamRule(Rule):
     ) -> tuple[dict[str, Tensor], State, Tensor]:
         updates: dict[str, Tensor] = {}
         renewed: State = {}
-        measured: dict[str, Tensor] = {}
+        sizes: dict[str, Tensor] = {}
         for name, blocks in graph.parameters.items():
             own = self.advanced(state[name], grads[name])
             directions, renewed[name] = self._directions(blocks, grads[name], own)
-            measured |= self._measured(blocks, directions)
+            if self.measures:
+                sizes |= self._measured(blocks, directions)
             updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
-        return updates, renewed, self._sizes(graph, measured, next(iter(updates.values())))
+        if self.measures:
+            return updates, renewed, in_order(graph, sizes)
+        like = next(iter(updates.values()))
+        bound = like.new_full((len(like), 1), _LARGEST * self.size)
+        return updates, renewed, bound.expand(-1, len(graph.blocks))
 
     def _measured(
         self, blocks: Sequence[WeightBlock], directions: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Root mean squares (batch,) by block, of those that have no bound or are asked for."""
+        """Sizes (batch,) of the steps of blocks."""
         return {
-            block.name: rms(direction.detach(), folds=block.folds)[:: block.folds, 0, 0, 0]
+            block.name: self.size
+            * rms(direction.detach(), folds=block.folds)[:: block.folds, 0, 0, 0]
             for block, direction in zip(blocks, directions, strict=True)
-            if self.measures or (self.whitens and is_whitened(block))
         }
-
-    def _sizes(self, graph: WeightGraph, measured: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """Sizes (batch, blocks) as in ``graph.parameters``: bounds where they are not measured."""
-        bound = like.new_full((len(like),), _LARGEST * self.size)
-        if not measured:
-            return bound[:, None].expand(-1, len(graph.blocks))
-        known = {name: size * self.size for name, size in measured.items()}
-        return in_order(graph, {b.name: known.get(b.name, bound) for b in graph.blocks})
 
     def _directions(
         self, blocks: Sequence[WeightBlock], grad: Tensor, own: dict[str, Tensor]

@@ -61,11 +61,11 @@ def frames_inside() -> int:
     return level
 
 
-def finite(grads: Mapping[str, Tensor], health: Health) -> dict[str, Tensor]:
-    """``grads`` with zero for entries that are not finite, or whose squares would not be."""
-    norms = torch._foreach_norm([grad.detach() for grad in grads.values()])
-    if isfinite(float(torch.stack(norms).sum())):
-        return dict(grads)
+def finite(grads: dict[str, Tensor], health: Health) -> dict[str, Tensor]:
+    """``grads``, or others with zero for entries that are not finite or whose squares are not."""
+    norms = torch.stack(torch._foreach_norm(list(grads.values())))
+    if isfinite(sum(norms.tolist())):
+        return grads
     return {name: _masked(name, grad, health) for name, grad in grads.items()}
 
 
@@ -98,18 +98,20 @@ def guarded(
     Args:
         sizes: :func:`relative_sizes` of ``updates`` as far as the rule knows.
         reach: by parameter, the largest entry of an update of size 1: :func:`reaches`. Where one
-            may be above the largest number the update is measured.
+            may be near the largest number, or its way there may be, the update is measured.
     """
+    most = torch.finfo(next(iter(updates.values())).dtype).max ** 0.25
     doubtful = {
-        n: update
-        for n, update in updates.items()
-        if not sizes[n] * reach[n] < torch.finfo(update.dtype).max
+        n: updates[n]
+        for n, size in sizes.items()
+        if not (size <= LARGEST_STEP and size * reach[n] < most)
     }
-    if doubtful:
-        measured = measured_sizes(doubtful, graph, state)
-        sizes = {**sizes, **relative_sizes(doubtful, measured, graph)}
-    largest = {name: inf if name in unbounded else LARGEST_STEP for name in updates}
-    bad = [n for n in updates if not isfinite(sizes[n]) or sizes[n] > largest[n]]
+    if not doubtful:
+        return dict(updates), dict(sizes)
+    measured = measured_sizes(doubtful, graph, state)
+    sizes = {**sizes, **relative_sizes(doubtful, measured, graph)}
+    largest = {name: inf if name in unbounded else LARGEST_STEP for name in doubtful}
+    bad = [n for n in doubtful if not isfinite(sizes[n]) or sizes[n] > largest[n]]
     if not bad:
         return dict(updates), dict(sizes)
     plain = rule.plain_step(graph, state)
@@ -128,7 +130,7 @@ def relative_sizes(names: Iterable[str], sizes: Tensor, graph: WeightGraph) -> d
     """
     found = dict.fromkeys(names, 0.0)
     owners = (name for name in found for _ in graph.parameters[name])
-    for name, size in zip(owners, sizes[0].tolist(), strict=True):
+    for name, size in zip(owners, sizes.tolist()[0], strict=True):
         found[name] = _larger(found[name], size)
     return found
 

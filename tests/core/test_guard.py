@@ -162,6 +162,34 @@ def test_update_that_cannot_be_right_is_replaced_by_the_momentum_step(value):
         assert torch.equal(found, expected) == (name != "0.bias")
 
 
+@pytest.mark.parametrize("cls", [LearnedOptimizer, GaugeMuon])
+def test_momentum_beyond_the_largest_number_in_the_gauge_is_found(cls):
+    """Where scales are far apart, although the largest step that is allowed would not be."""
+    model, own = prepared(cls)
+    state = own.state_dict()
+    state["state"][0]["target"] *= 1e25
+    own.load_state_dict(state)
+    model[0].weight.grad.fill_(1e18)
+    with pytest.warns(RuntimeWarning, match="replaced the update of '0.weight'"):
+        own.step()
+    assert own.health().replaced == {"0.weight": 1}
+    assert all(torch.isfinite(t).all() for t in tensors(model, own))
+
+
+def test_a_path_sgd_that_is_in_order_does_not_look_at_gradients_twice(monkeypatch):
+    """What is not finite in them shows in how large its steps are, and it keeps nothing."""
+    seen = []
+    monkeypatch.setattr(
+        "scalegmn_opt.optim.base.finite", lambda grads, _: seen.append(grads) or grads
+    )
+    model, own = prepared(PathSGD)
+    assert not seen
+    model[0].bias.grad[0] = float("inf")
+    with pytest.warns(RuntimeWarning, match="replaced"):
+        own.step()
+    assert len(seen) == 1
+
+
 def test_guard_does_not_touch_a_healthy_trajectory(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

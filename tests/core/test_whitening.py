@@ -94,6 +94,29 @@ def test_a_kept_whitener_is_renewed_in_time_and_used_in_between():
     assert [step for step, new in enumerate(renewed, 1) if new] == [1, 2, 4, 5, 10]
 
 
+def momenta(rows, columns):
+    """Matrices of full and low rank, of all magnitudes, sparse, of one row, and of nothing."""
+    full = torch.randn(rows, columns, generator=seeded())
+    yield from (full, 1e30 * full, 1e-30 * full, 1e-42 * full, torch.zeros(rows, columns))
+    yield full[:, :1] @ full[:1]
+    yield full @ torch.diag(torch.logspace(-20, 15, columns))
+    yield full * (torch.rand(rows, columns, generator=seeded(1)) < 1 / columns)
+    yield full * (torch.arange(rows) == 0)[:, None]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 9), (9, 5), (6, 6), (40, 300), (EXACT_RANK + 4, EXACT_RANK + 4), (400, EXACT_RANK + 4)],
+)
+def test_nothing_that_is_whitened_gets_longer_than_its_bound(shape):
+    """Above 1.21 by rounding in float32 only, and above 1 where a kept whitener serves others."""
+    block = block_of(*shape)
+    kept = torch.zeros(1, kept_numbers(block))
+    for step, momentum in enumerate(momenta(*shape), 1):
+        found, kept = whiten(block, momentum[None, :, :, None], kept, step=torch.tensor([step]))
+        assert rms(found) < (1 + 1e-5 if kept.numel() else 1.22)
+
+
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_equalised_brings_rows_of_the_smaller_side_to_one_size(shape):
     x = torch.randn(2, *shape, 1, generator=seeded(), dtype=torch.float64)
