@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, Self
 
@@ -11,21 +10,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from scalegmn_opt.graph import NeuronGroup, WeightBlock, WeightGraph, trace
+from scalegmn_opt.graph import WeightGraph, trace
 from scalegmn_opt.optim.checks import (
     check_devices,
     check_gradient,
     check_options,
     check_parameters,
     check_shapes,
-    check_state,
     number,
     size_of_inputs,
 )
 from scalegmn_opt.optim.compiled import CompiledRule
 from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
+from scalegmn_opt.optim.extend import extended
 from scalegmn_opt.optim.guard import LARGEST_STEP, Health, finite, guarded, relative_sizes
+from scalegmn_opt.optim.loading import own_precision
 from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.units import reaches
@@ -107,7 +107,7 @@ class GraphOptimizer(Optimizer):
     def graph(self) -> WeightGraph:
         """The weight graph of the model's parameters and of any others that were given."""
         if self._graph is None:
-            self._graph = _extend(self._traced, self.named_parameters())
+            self._graph = extended(self._traced, self.named_parameters())
         return self._graph
 
     def health(self) -> Health:
@@ -283,49 +283,20 @@ class GraphOptimizer(Optimizer):
         Raises:
             ValueError: if the state is of another optimizer, network or version.
         """
-        loaded: dict[str, Any] = {}
-
-        def check(_: Optimizer, given: dict[str, Any]) -> None:  # after hooks that may change it
-            loaded.update(given)
-            self._check_state_dict(given)
-
-        hooks = (
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(
-                lambda _: self._restore_precision(loaded), prepend=True
-            ),
-        )
-        try:
+        with own_precision(self, self._expected_state()):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._reach = None
         if self.state:  # it has its gauge
             self.stop_observing()
 
-    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        parameters = {n: p for n, p in self.named_parameters().items() if p.numel() > 0}
-        if not parameters:
-            return
-        params = {n: torch.empty(1, *p.shape, device="meta") for n, p in parameters.items()}
-        expected = self.rule.init(self.graph, params, input_rms=self.input_rms)
-        names = {id(p): name for name, p in parameters.items()}
-        for index, p in self._by_index(state_dict):
-            state = state_dict["state"].get(index)
-            if state:
-                name = names[id(p)]
-                check_state(type(self).__name__, name, state, expected[name])
-
-    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
-        for index, p in self._by_index(state_dict):  # torch has cast to the parameter's dtype
-            for key, value in state_dict["state"].get(index, {}).items():
-                self.state[p][key] = value.detach().clone().to(p.device)
-
-    def _by_index(self, state_dict: dict[str, Any]) -> list[tuple[int, Tensor]]:
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        return list(zip(saved, own, strict=False))  # torch tells if they are not as many
+    def _expected_state(self) -> State:
+        """The state before the first step, as meta tensors."""
+        params = {
+            name: torch.empty(1, *p.shape, device="meta")
+            for name, p in self.named_parameters().items()
+            if p.numel() > 0
+        }
+        return self.rule.init(self.graph, params, input_rms=self.input_rms) if params else {}
 
     def named_parameters(self) -> dict[str, Tensor]:
         """All tensors the rule reads, by the model's, the given, or a name of their place."""
@@ -338,25 +309,6 @@ class GraphOptimizer(Optimizer):
                 if id(p) not in known:
                     named[place if name in named else name] = p
         return named
-
-
-def _extend(graph: WeightGraph | None, parameters: dict[str, Tensor]) -> WeightGraph:
-    """``graph`` with isolated blocks for parameters that it does not have, and no empty ones."""
-    known = set(graph.parameters) if graph else set()
-    rest = WeightGraph.from_parameters(
-        {name: p.shape for name, p in parameters.items() if name not in known and p.numel() > 0}
-    )
-    if graph is None:
-        return rest
-    graph = _without_empty(graph)
-    groups: list[NeuronGroup] = [g for g in rest.groups if g.name not in graph.group]
-    blocks: tuple[WeightBlock, ...] = rest.blocks
-    return replace(graph, groups=(*graph.groups, *groups), blocks=(*graph.blocks, *blocks))
-
-
-def _without_empty(graph: WeightGraph) -> WeightGraph:
-    blocks = tuple(b for b in graph.blocks if 0 not in b.parameter_shape)
-    return replace(graph, groups=tuple(g for g in graph.groups if g.size > 0), blocks=blocks)
 
 
 def _rate(group: dict[str, Any]) -> float | Tensor:

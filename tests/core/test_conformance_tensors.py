@@ -39,7 +39,12 @@ def test_numbers_and_empty_parameters(cls):
 def test_state_of_nothing_but_empty_parameters(cls):
     own = step_on(cls, nn.Parameter(torch.ones(0)), nn.Parameter(torch.ones(3, 0)))
     own.load_state_dict(own.state_dict())
-    assert own.state_dict()["state"] == {}
+    state = own.state_dict()
+    assert state["state"] == {}
+    state["state"][1] = {"step": torch.ones(())}
+    with pytest.raises(ValueError, match=r"state of .*1'?: expected {}, got {'step': \(\)}"):
+        own.load_state_dict(state)
+    assert not own.state
 
 
 def test_empty_grad(cls):
