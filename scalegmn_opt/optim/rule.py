@@ -1,7 +1,7 @@
 """UpdateRule: the pure function that a learned optimizer learns."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import repeat
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
-from scalegmn_opt.optim.decline import Trend, rows_of, trends
 from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.edges import Edges
 from scalegmn_opt.optim.kinds import PLAIN_LAYERS, kinds_of, layers_of
+from scalegmn_opt.optim.reading import Reading
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.terms import Ends, WeightTerms
-from scalegmn_opt.optim.together import Given, below, given_back, joint, together
-from scalegmn_opt.optim.units import block_ends, in_order
+from scalegmn_opt.optim.together import Given
+from scalegmn_opt.optim.units import in_order
 from scalegmn_opt.pretrained import restore, save_weights
 from scalegmn_opt.symmetry import gauged, only_permuted
 
@@ -142,13 +142,13 @@ class UpdateRule(Rule):
         state: State,
     ) -> tuple[dict[str, Tensor], State, Tensor]:
         """One step and, third, its :func:`measured_sizes`, without measuring them."""
-        renewed: State = {}
         given = Given(graph, pack(graph, params), grads, state, self._kind_factors(graph))
-        edges: Iterable[Edges] = self._edges(given, renewed)
+        reading = Reading(self, given)
+        edges: Iterable[Edges] = reading.edges()
         read: Iterable[Ends | None] = repeat(None)
         if self.terms:
             edges = list(edges)
-            steps = torch.stack([own["step"] for own in renewed.values()]).amax(0)
+            steps = torch.stack([own["step"] for own in reading.renewed.values()]).amax(0)
             read = self.terms.read(self._seen(graph), edges, _time(steps))
         updates: dict[str, Tensor] = {}
         sizes: dict[str, Tensor] = {}
@@ -157,7 +157,7 @@ class UpdateRule(Rule):
         for found, found_sizes in map(self._update, edges, read, repeat(exponents)):
             updates |= found
             sizes |= found_sizes
-        return unpack(graph, updates), renewed, in_order(graph, sizes)
+        return unpack(graph, updates), reading.renewed, in_order(graph, sizes)
 
     def _kept(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
         levels = {key: p.new_zeros(len(p), len(blocks)) for key in ("level", "peak")}
@@ -176,124 +176,11 @@ class UpdateRule(Rule):
         targets, sources = ({n: torch.ones_like(s) for n, s in end.items()} for end in ends)
         return targets, sources
 
-    def _edges(self, given: Given, renewed: State) -> Iterator[Edges]:
-        """What is read of the blocks, biases last and as one; fills the next state."""
-        stacks, biases = together(given.graph, alone=self.terms is not None)
-        every = [*stacks, biases] if biases else stacks
-        gains = self._gains([joint(given.states(names, "step")) + 1 for names in every])
-        found = trends(given, stacks, biases, decay=self.decays["square"])
-        for names, own, trend in zip(stacks, gains, found, strict=False):
-            parts = self._parts(given, names, own, trend, renewed)
-            yield from _given_away(parts)
-            del parts
-        if biases:
-            yield self._biases(given, biases, gains[-1], found[-1], renewed)
-
     def _kind_factors(self, graph: WeightGraph) -> dict[str, Tensor]:
         """What the kind of a block multiplies its steps by, ()."""
         kinds = kinds_of(graph)
         factors = (constants(list(kinds.values()), self.kinds) @ self.kinds).exp()
         return dict(zip(kinds, factors.unbind(), strict=True))
-
-    def _parts(
-        self,
-        given: Given,
-        names: Sequence[str],
-        gains: dict[str, Tensor],
-        trend: Trend,
-        renewed: State,
-    ) -> list[Edges]:
-        """The blocks of congruent parameters, which are stacked along the batch axis."""
-        blocks = given.graph.parameters[names[0]]
-        own = {key: joint(given.states(names, key)) for key in given.state[names[0]]}
-        grad = joint([given.grads[n] for n in names])
-        # By the worst of its blocks: one gradient, one factor.
-        grad = grad * trend.outlier.amin(1).reshape(-1, *[1] * (grad.ndim - 1))
-        mains, own = self.main_directions(blocks, grad, self.advanced(own, grad) | trend.state)
-        if len(names) == 1:
-            renewed[names[0]] = own
-        else:
-            keys = ("step", *self.decays, *trend.state)
-            changed = {key: own[key].chunk(len(names)) for key in keys}
-            renewed |= given_back(names, given.state, changed, overwrites=self.overwrites)
-        members = zip(*(given.graph.parameters[n] for n in names), strict=True)
-        shares = (self.decline * trend.decline).exp().unbind(1)
-        parts = []
-        for block, stack, main, ends, share in zip(
-            blocks, members, mains, block_ends(blocks, own), shares, strict=True
-        ):
-            like = {key: _each(value, block.folds) for key, value in gains.items()}
-            copies = len(like["length"]) // len(stack)
-            factor, scale = (
-                x[:, None].expand(-1, copies).reshape(-1, 1, 1, 1)
-                for x in (given.kind_factors(stack), given.scales(stack))
-            )
-            like["length"] = (
-                like["length"] * factor * _each(share, block.folds).reshape(-1, 1, 1, 1)
-            )
-            parts.append(
-                Edges(
-                    stack,
-                    joint([given.weights[b.name] for b in stack]),
-                    *(block.pack(own[key]) for key in self.decays),
-                    main,
-                    **like,
-                    scale=scale,
-                    target=block.fold(ends[0], 0)[:, :, None, None],
-                    source=block.fold(ends[1], 1)[:, None, :, None],
-                )
-            )
-        return parts
-
-    def _biases(
-        self,
-        given: Given,
-        names: Sequence[str],
-        gains: dict[str, Tensor],
-        trend: Trend,
-        renewed: State,
-    ) -> Edges:
-        """Biases one below the other, so that many small ones cost as little as one."""
-        blocks = [given.graph.parameters[n][0] for n in names]
-        counts = [block.shape[0] for block in blocks]
-        own = {key: below(given.states(names, key)) for key in (*self.decays, "target")}
-        own["step"] = joint(given.states(names, "step"))
-        grad = below([given.grads[n] for n in names])
-        index = rows_of(counts, grad.device)
-        grad = grad * trend.outlier[:, index]
-        own = self.advanced(own, grad)
-        changed = {key: own[key].split(counts, 1) for key in self.decays}
-        changed |= {key: x.split(1, 1) for key, x in trend.state.items()}
-        changed["step"] = own["step"].chunk(len(names))
-        renewed |= given_back(names, given.state, changed, overwrites=self.overwrites)
-        # (biases · batch, 1, 1, 1) by parameter -> (batch, neurons, 1, 1)
-        gains = {key: x.reshape(len(names), -1).mT[:, index] for key, x in gains.items()}
-        shares = given.kind_factors(blocks) * (self.decline * trend.decline).exp()
-        gains["length"] = gains["length"] * shares[:, index]
-        weights = below([given.weights[block.name] for block in blocks])
-        return Edges(
-            blocks,
-            *(x[:, :, None, None] for x in (weights, *(own[key] for key in self.decays))),
-            None,
-            **{key: x[:, :, None, None] for key, x in gains.items()},
-            scale=given.scales(blocks)[index].expand_as(grad)[:, :, None, None],
-            target=own["target"][:, :, None, None],
-            source=torch.ones_like(grad[:, :1, None, None]),
-            index=index,
-        )
-
-    def _gains(self, steps: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Factors (batch, 1, 1, 1) of momenta over noise, and lengths of steps, of each of steps.
-
-        Worked out for all at once.
-        """
-        every = joint(steps)
-        noise = (1 - self.decays["square"] ** every).sqrt()
-        gains = {f"{k}_gain": -noise / (1 - self.decays[k] ** every) for k in ("fast", "slow")}
-        gains["length"] = self._step_length(every)
-        sizes = [len(own) for own in steps]
-        split = (x.reshape(-1, 1, 1, 1).split(sizes) for x in gains.values())
-        return [dict(zip(gains, own, strict=True)) for own in zip(*split, strict=True)]
 
     def _update(
         self, edges: Edges, ends: Ends | None, exponents: Tensor
@@ -316,25 +203,13 @@ class UpdateRule(Rule):
             step = step + (self.mixture[k] + out[:, 2 + k]) * direction
         return step * torch.exp(_MAX_LOG_STEP * (out[:, 0] / _MAX_LOG_STEP).tanh())
 
-    def _step_length(self, steps: Tensor) -> Tensor:
+    def step_length(self, steps: Tensor) -> Tensor:
         """A learned schedule (batch,) without a horizon; its plain factor falls as ``1 / t``."""
         start, end = _DECAY
         plain = _START * (1 + steps / end) / (1 + steps / start)
         times = _time(steps)
         features = torch.cat([torch.ones_like(times[:, :1]), times], 1)
         return plain * torch.exp(features @ self.schedule)
-
-
-def _given_away(parts: list[Edges]) -> Iterator[Edges]:
-    """The elements of ``parts``, which is empty then, so that nothing holds them any longer."""
-    parts.reverse()
-    while parts:
-        yield parts.pop()
-
-
-def _each(values: Tensor, folds: int) -> Tensor:
-    """Values (batch, ...) for all folds (batch · folds, ...)."""
-    return values if folds == 1 else values.repeat_interleave(folds, 0)
 
 
 def _time(steps: Tensor) -> Tensor:
