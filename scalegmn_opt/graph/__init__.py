@@ -4,10 +4,12 @@ from scalegmn_opt.graph.blocks import CONSTANT, WeightBlock, Window
 from scalegmn_opt.graph.features import (
     Pair,
     WeightFeatures,
+    check_parameters,
     pack,
     stack_parameters,
     unpack,
     unpack_blocks,
+    unpack_parameter,
 )
 from scalegmn_opt.graph.groups import (
     ACTIVATIONS,
@@ -43,6 +45,7 @@ __all__ = [
     "WeightFeatures",
     "WeightGraph",
     "Window",
+    "check_parameters",
     "from_pyg",
     "pack",
     "stack_parameters",
@@ -50,4 +53,5 @@ __all__ = [
     "trace",
     "unpack",
     "unpack_blocks",
+    "unpack_parameter",
 ]

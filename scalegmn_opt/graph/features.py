@@ -23,10 +23,13 @@ def pack(graph: WeightGraph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def unpack(graph: WeightGraph, edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Edges (batch · folds, out, in, kernel) as parameters (batch, *shape), ``pack``'s inverse."""
-    return {
-        name: unpack_blocks(blocks, [edges[block.name] for block in blocks])
-        for name, blocks in graph.parameters.items()
-    }
+    return {name: unpack_parameter(graph, name, edges) for name in graph.parameters}
+
+
+def unpack_parameter(graph: WeightGraph, name: str, edges: Mapping[str, Tensor]) -> Tensor:
+    """One parameter (batch, *shape) from the edges of its blocks, by their names."""
+    blocks = graph.parameters[name]
+    return unpack_blocks(blocks, [edges[block.name] for block in blocks])
 
 
 def unpack_blocks(blocks: Sequence[WeightBlock], edges: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Which network is this? Groups of neurons and the weights between them, without any tensor."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,6 +9,7 @@ from math import prod
 
 from scalegmn_opt.graph.blocks import CONSTANT, WeightBlock
 from scalegmn_opt.graph.groups import FIXED, Activation, Symmetry
+from scalegmn_opt.graph.order import fewest_missing_first
 
 
 class Role(StrEnum):
@@ -174,7 +176,10 @@ class WeightGraph:
     @cached_property
     def incoming(self) -> dict[str, tuple[WeightBlock, ...]]:
         """Blocks by the name of their target group."""
-        return {g.name: tuple(b for b in self.blocks if b.target == g.name) for g in self.groups}
+        found: dict[str, list[WeightBlock]] = {name: [] for name in self.group}
+        for block in self.blocks:
+            found[block.target].append(block)
+        return {name: tuple(blocks) for name, blocks in found.items()}
 
     def self_inverse(self, block: WeightBlock) -> bool:
         """Whether gradients of a block transform as its weights do (no positive scale)."""
@@ -227,26 +232,19 @@ class WeightGraph:
     @cached_property
     def sweep(self) -> tuple[tuple[str, tuple[WeightBlock, ...]], ...]:
         """Groups in forward order, each with the incoming blocks whose sources come before it."""
+        begun = {b.target for b in self.node_vectors if b.target != b.source}
+        needs = {name: self._needs(name) for name in self.group}
         steps: dict[str, tuple[WeightBlock, ...]] = {}
-        while len(steps) < len(self.groups):
-            name = self._next_group(steps)
+        for name in fewest_missing_first(needs, begun=begun, every=self.derived):
             steps[name] = tuple(b for b in self.incoming[name] if b.source in steps)
         return tuple(steps.items())
 
-    def _next_group(self, done: Mapping[str, object]) -> str:
-        """The first group that waits for none, or else one that waits for as few as possible."""
-        waiting = [name for name in self.group if name not in done]
-
-        def missing(name: str) -> tuple[bool, int]:
-            if name in self.derived:
-                known = [owner in done for owner, _ in self.derived[name]]
-                return not all(known), known.count(False)
-            blocks = [block for block in self.incoming[name] if block.source != name]
-            known = [block.source in done for block in blocks if not block.is_vector]
-            starts = any(block.is_vector for block in blocks) or any(known) or not blocks
-            return not starts, known.count(False)
-
-        return min(waiting, key=missing)
+    def _needs(self, name: str) -> list[str]:
+        """Groups that the scales of one come from, once for each weight or power."""
+        if name in self.derived:
+            return [owner for owner, _ in self.derived[name]]
+        blocks = (b for b in self.incoming[name] if not b.is_vector)
+        return [block.source for block in blocks if block.source != name]
 
     @cached_property
     def depth(self) -> dict[str, int]:
@@ -289,6 +287,6 @@ def isolated(
 
 
 def _require_unique(what: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"{what}: expected distinct names, got {twice} more than once")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn_opt.optim.base import GraphOptimizer
+from scalegmn_opt.optim.base import GraphOptimizer, rate, working_dtype
 from scalegmn_opt.optim.controls import GaugeAdam, GaugeMuon, PathSGD
 from scalegmn_opt.optim.optimizer import LearnedOptimizer
 
@@ -15,7 +15,8 @@ def register_with_higher() -> None:
     """Let ``higher.innerloop_ctx`` unroll the optimizers of this package, as it does torch's own.
 
     Gradients pass through the rule to the initial parameters, and to an ``lr`` that is overridden
-    by a tensor. The guard and ``max_change`` are not part of an unrolled step.
+    by a tensor. The guard and ``max_change`` are not part of an unrolled step. An optimizer with
+    ``gauge="observed"`` that has not made a step is unrolled with the gauge of the sweep.
 
     Raises:
         ImportError: if ``higher`` is not installed.
@@ -38,15 +39,20 @@ def register_with_higher() -> None:
 
 
 class _Unrolled:
-    """A step of an optimizer on tensors that are not its own, without changing any in place."""
+    """A step of an optimizer on tensors that are not its own, without changing any in place.
+
+    It works in the precision that the optimizer works in, and moves the rule to it as that does.
+    """
 
     def __init__(self, other: GraphOptimizer) -> None:
         self._graph, self._rule, self._input_rms = other.graph, other.rule, other.input_rms
         named = other.named_parameters()
         names = {id(p): name for name, p in named.items()}
-        self._names = [[names[id(p)] for p in group["params"]] for group in other.param_groups]
-        own = {name for group in self._names for name in group}
-        self._others = {name: p.detach() for name, p in named.items() if name not in own}
+        groups = enumerate(other.param_groups)
+        self._places = {
+            names[id(p)]: (g, i) for g, group in groups for i, p in enumerate(group["params"])
+        }
+        self._others = {name: p.detach() for name, p in named.items() if name not in self._places}
 
     def update(
         self,
@@ -55,29 +61,27 @@ class _Unrolled:
         grads: Sequence[Sequence[Tensor | None]],
     ) -> None:
         """New tensors in ``groups`` and ``states``; a parameter without a gradient stays."""
-        places = {
-            name: (g, i) for g, names in enumerate(self._names) for i, name in enumerate(names)
-        }
-        params = {name: groups[g]["params"][i][None] for name, (g, i) in places.items()}
-        params |= {name: p[None] for name, p in self._others.items()}
-        params = {name: p for name, p in params.items() if p.numel() > 0}
-        known = {name: grads[g][i] for name, (g, i) in places.items() if grads[g][i] is not None}
+        places = self._places.items()
+        given = {name: groups[g]["params"][i] for name, (g, i) in places} | self._others
+        given = {name: p for name, p in given.items() if p.numel() > 0}
+        dtype = working_dtype(given)
+        params = {name: p.to(dtype)[None] for name, p in given.items()}
+        self._rule.follow(next(iter(params.values())))
         state = {
-            name: {key: value[None] for key, value in states[g][i].items()}
-            for name, (g, i) in places.items()
+            name: {key: value.to(dtype)[None] for key, value in states[g][i].items()}
+            for name, (g, i) in places
             if states[g].get(i)
         }
         if len(state) < len(params):
             state = self._rule.init(self._graph, params, input_rms=self._input_rms) | state
+        active = {n: (g, i) for n, (g, i) in places if n in given and grads[g][i] is not None}
         every = {name: torch.zeros_like(p) for name, p in params.items()}
-        for name in known.keys() & params.keys():
-            grad = known[name][None]
-            every[name] = -grad if groups[places[name][0]]["maximize"] else grad
+        for name, (g, i) in active.items():
+            grad = grads[g][i].to(dtype)[None]
+            every[name] = -grad if groups[g]["maximize"] else grad
         updates, state = self._rule(self._graph, params, every, state)
-        for name in known:
-            if name not in params:
-                continue
-            g, i = places[name]
-            lr, decay = groups[g]["lr"], groups[g]["weight_decay"]
-            groups[g]["params"][i] = (1 - lr * decay) * params[name][0] + lr * updates[name][0]
+        for name, (g, i) in active.items():
+            p, lr = given[name], rate(groups[g])
+            kept = (1 - lr * groups[g]["weight_decay"]) * p
+            groups[g]["params"][i] = kept.to(p) + (lr * updates[name][0]).to(p)
             states[g][i] = {key: value[0] for key, value in state[name].items()}

@@ -1,8 +1,9 @@
 """GraphOptimizer: an update rule on a weight graph as a ``torch.optim.Optimizer``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -70,17 +71,19 @@ class GraphOptimizer(Optimizer):
         self._observer: Observer | None = None
         self._model_parameters: dict[str, Tensor] = {}
         if model is not None and example_inputs is not None:
-            model = model.module if isinstance(model, DistributedDataParallel) else model
+            called, model = model, _unwrapped(model)
             self._model_parameters = dict(model.named_parameters())
             check_parameters(type(self).__name__, self._model_parameters)
             self._traced = trace(model, example_inputs)
             self.input_rms = size_of_inputs(example_inputs)
-            self._observer = Observer(model) if gauge == "observed" else None
+            if gauge == "observed":
+                compiled = hasattr(called, "_orig_mod")
+                self._observer = Observer(model, called if compiled else model)
         self.rule = rule.requires_grad_(False)
         self.record = False
         self.compile = compile
         self._compiled: CompiledRule | None = None
-        self._reach: dict[str, float] | None = None  # of the gauge that the state has
+        self._reach: dict[str, float] = {}  # of the gauge that the state has
         self._health = Health()
         self._explanation: Explanation | None = None
         options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
@@ -98,7 +101,7 @@ class GraphOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._compiled = self._reach = None
+        self._compiled, self._reach = None, {}
         for group in self.param_groups:  # state dicts of versions that did not have these
             for key, value in _LATER_OPTIONS.items():
                 group.setdefault(key, value)
@@ -117,7 +120,8 @@ class GraphOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the weight graph is rebuilt. A group that is refused is not added."""
         super().add_param_group(param_group)
-        self._graph = self._compiled = self._reach = None
+        self._graph = self._compiled = None
+        self._reach = {}
         try:
             self._check_group(self.param_groups[-1])
         except (TypeError, ValueError):
@@ -126,6 +130,11 @@ class GraphOptimizer(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group)
+        if group["differentiable"] != self.defaults["differentiable"]:
+            raise ValueError(
+                f"differentiable: expected {self.defaults['differentiable']} in all groups, as of"
+                f" the optimizer, got {group['differentiable']}"
+            )
         own = {id(p) for p in group["params"]}
         named = {name: p for name, p in self.named_parameters().items() if id(p) in own}
         check_parameters(type(self).__name__, named)
@@ -152,10 +161,11 @@ class GraphOptimizer(Optimizer):
             return
         for name, (p, _) in active.items():
             check_gradient(type(self).__name__, name, p)
-        updates, state, sizes = self._compute(active)
+        with _own_precision(next(iter(active.values()))[0].device):
+            updates, state, sizes = self._compute(active)
         self._health.steps += 1
         for name, (_, group) in active.items():
-            factor = _rate(group)
+            factor = rate(group)
             sizes[name] *= number(factor)
             if group["max_change"] is not None and sizes[name] > group["max_change"]:
                 self._health.limited[name] = self._health.limited.get(name, 0) + 1
@@ -169,41 +179,17 @@ class GraphOptimizer(Optimizer):
         for name, (p, group) in active.items():
             self.state[p].update(state[name])
             if group["weight_decay"] != 0:
-                p.mul_(1 - _rate(group) * group["weight_decay"])
+                p.mul_(1 - rate(group) * group["weight_decay"])
             p.add_(updates[name].to(p))
 
     def _compute(
         self, active: dict[str, tuple[Tensor, dict[str, Any]]]
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, float]]:
-        """The rule on the whole graph; parameters without a gradient count as at rest.
-
-        Updates before ``lr``, new states, and relative sizes of the updates, of active parameters.
-        """
-        named = self.named_parameters()
-        parameters = {name: p for name, p in named.items() if p.numel() > 0}
-        check_devices(type(self).__name__, parameters)
-        check_shapes(type(self).__name__, parameters, self.graph)
-        dtype = _working_dtype(parameters)
-        params = {name: _constant(p).to(dtype)[None] for name, p in parameters.items()}
-        grads = {
-            name: (-p.grad if group["maximize"] else p.grad).to(dtype)
-            for name, (p, group) in active.items()
-        }
-        if self.rule.decays:  # which would keep what is not finite
-            grads = finite(grads, self._health)
-        state: State = {
-            name: {key: value.to(dtype)[None] for key, value in self.state[p].items()}
-            for name, p in parameters.items()
-            if self.state.get(p)
-        }
-        if len(state) < len(params):
-            state = self._initial_state(params) | state
-            self._reach = None
-        self._move_rule(next(iter(params.values())))
-        resting = state.keys() - active.keys()
-        state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
-        if self._reach is None:
-            self._reach = reaches(self.graph, state)
+        """Updates before ``lr``, new states, and relative sizes of the updates."""
+        params, grads, state = self._read(active)
+        self.rule.follow(params[next(iter(grads))])
+        new = state.keys() - self._reach.keys()
+        self._reach |= reaches(self.graph, {name: state[name] for name in new})
         updates, renewed, sizes = self._apply_rule(params, grads, state)
         if not self.rule.decays and not all(size <= LARGEST_STEP for size in sizes.values()):
             masked = finite(grads, self._health)
@@ -225,31 +211,81 @@ class GraphOptimizer(Optimizer):
             sizes,
         )
 
+    def _read(
+        self, active: dict[str, tuple[Tensor, dict[str, Any]]]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
+        """All parameters (1, *shape), gradients (*shape) of those that the rule works on, states.
+
+        It works on active ones, and, if it has to, on others with a gradient of zero, whose states
+        are copies.
+        """
+        named = self.named_parameters()
+        parameters = {name: p for name, p in named.items() if p.numel() > 0}
+        if self.graph.parameters.keys() - parameters.keys():  # a group was taken away
+            self._graph = self._compiled = None
+        check_devices(type(self).__name__, parameters)
+        check_shapes(type(self).__name__, parameters, self.graph)
+        dtype = working_dtype(parameters)
+        grads = {
+            name: (-p.grad if group["maximize"] else p.grad).to(dtype)
+            for name, (p, group) in active.items()
+        }
+        if self.rule.decays:  # which would keep what is not finite
+            grads = finite(grads, self._health)
+        for name, p in parameters.items():
+            known = self.compile and self.state.get(p)  # one program for all steps
+            if name not in active and (known or self.rule.reads_all):
+                grads[name] = torch.zeros_like(p, dtype=dtype)
+        params = {  # what rests is not read but by an initial sweep
+            name: (_constant(p).to(dtype) if name in grads else p)[None]
+            for name, p in parameters.items()
+        }
+        state = self._states(params, grads.keys(), dtype)
+        resting = grads.keys() - active
+        state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
+        return params, grads, state
+
     def _apply_rule(
         self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State
     ) -> tuple[dict[str, Tensor], State, dict[str, float]]:
         """Updates, the next state, and relative sizes of the updates; see :meth:`Rule.sized`.
 
         Args:
-            grads: (*shape) of active parameters; the others' are zero.
+            grads: (*shape) of parameters that the rule works on.
         """
-        grads = {
-            n: grads[n][None] if n in grads else torch.zeros_like(p) for n, p in params.items()
-        }
+        grads = {name: grad[None] for name, grad in grads.items()}
         self.rule.overwrites = not torch.is_grad_enabled()
         limits = (group["max_change"] for group in self.param_groups)
         self.rule.measures = self.record or any(limit is not None for limit in limits)
         sized: Callable[..., Any] = partial(self.rule.sized, self.graph)
         if self.compile:
-            sized = self._compiled = self._compiled or CompiledRule(self.rule, self.graph)
+            if self._compiled is None or self._compiled.names != grads.keys():
+                self._compiled = CompiledRule(self.rule, self.graph, grads)
+            sized = self._compiled
         try:
             updates, state, sizes = sized(params, grads, state)
         finally:
             self.rule.overwrites = False
-        return updates, state, relative_sizes(self.graph.parameters, sizes, self.graph)
+        names = (name for name in self.graph.parameters if name in grads)
+        return updates, state, relative_sizes(names, sizes, self.graph)
 
-    def _initial_state(self, params: dict[str, Tensor]) -> State:
-        state = self.rule.init(self.graph, params, input_rms=self.input_rms)
+    def _states(
+        self, params: dict[str, Tensor], names: Collection[str], dtype: torch.dtype
+    ) -> State:
+        """The states (1, ...) of some parameters; initial where new."""
+        own = {n: self.state.get(p) for n, p in self.named_parameters().items() if n in names}
+        state = {
+            name: {key: value.to(dtype)[None] for key, value in found.items()}
+            for name, found in own.items()
+            if found
+        }
+        new = names - state.keys()
+        if not new:
+            return state
+        return state | self._initial_state({n: p.to(dtype) for n, p in params.items()}, new)
+
+    def _initial_state(self, params: dict[str, Tensor], names: Collection[str]) -> State:
+        state = self.rule.init(self.graph, params, input_rms=self.input_rms, names=names)
         if self._observer is None:
             return state
         self._observer.remove()
@@ -260,12 +296,6 @@ class GraphOptimizer(Optimizer):
         if self._observer is not None:
             self._observer.remove()
             self._observer = None
-
-    def _move_rule(self, like: Tensor) -> None:
-        for p in self.rule.parameters():
-            if p.dtype != like.dtype or p.device != like.device:
-                self.rule.to(like)
-                break
 
     def explain(self) -> Explanation:
         """Size of the last step of each parameter, and what was mended; only if ``record`` is set.
@@ -285,7 +315,7 @@ class GraphOptimizer(Optimizer):
         """
         with own_precision(self, self._expected_state()):
             super().load_state_dict(state_dict)
-        self._reach = None
+        self._reach = {}
         if self.state:  # it has its gauge
             self.stop_observing()
 
@@ -311,7 +341,13 @@ class GraphOptimizer(Optimizer):
         return named
 
 
-def _rate(group: dict[str, Any]) -> float | Tensor:
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of ``DistributedDataParallel``, compiled or not."""
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    return inner.module if isinstance(inner, DistributedDataParallel) else model
+
+
+def rate(group: dict[str, Any]) -> float | Tensor:
     lr = group["lr"]
     return lr.reshape(()) if isinstance(lr, Tensor) else lr
 
@@ -321,7 +357,14 @@ def _constant(p: Tensor) -> Tensor:
     return p.clone() if torch.is_grad_enabled() else p.detach()
 
 
-def _working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
+def working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
     """float32, or float64 if there are float64 parameters."""
-    dtypes = (p.dtype for p in parameters.values())
-    return reduce(torch.promote_types, dtypes, torch.float32)
+    double = any(p.dtype is torch.float64 for p in parameters.values())
+    return torch.float64 if double else torch.float32
+
+
+def _own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """What keeps a step inside ``torch.autocast`` as precise as outside."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -45,6 +45,11 @@ def check_gradient(owner: str, name: str, p: Tensor) -> None:
 def check_shapes(owner: str, parameters: Mapping[str, Tensor], graph: WeightGraph) -> None:
     """Raise for parameters that are not as they were when the graph was made."""
     for name, p in parameters.items():
+        if name not in graph.parameters:
+            raise ValueError(
+                f"{owner}: expected the parameters that it was given, got also {name!r} in a group;"
+                " a network that changes needs a new optimizer, more parameters add_param_group"
+            )
         known = graph.parameters[name][0].parameter_shape
         if tuple(p.shape) != known:
             raise ValueError(

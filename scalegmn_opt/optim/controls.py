@@ -1,6 +1,6 @@
 """Optimizers in gauge coordinates without anything learned: controls, and useful by themselves."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -35,9 +35,9 @@ class _AdamRule(Rule):
         updates: dict[str, Tensor] = {}
         renewed: State = {}
         sizes: dict[str, Tensor] = {}
-        for name, blocks in graph.parameters.items():
-            own = self.advanced(state[name], grads[name])
-            directions, renewed[name] = self._directions(blocks, grads[name], own)
+        for name, grad in grads.items():
+            blocks, own = graph.parameters[name], self.advanced(state[name], grad)
+            directions, renewed[name] = self._directions(blocks, grad, own)
             if self.measures:
                 sizes |= self._measured(blocks, directions)
             updates[name] = self.plain_update(graph, blocks, renewed[name], directions)
@@ -45,7 +45,7 @@ class _AdamRule(Rule):
             return updates, renewed, in_order(graph, sizes)
         like = next(iter(updates.values()))
         bound = like.new_full((len(like), 1), _LARGEST * self.size)
-        return updates, renewed, bound.expand(-1, len(graph.blocks))
+        return updates, renewed, bound.expand(-1, sum(len(graph.parameters[n]) for n in grads))
 
     def _measured(
         self, blocks: Sequence[WeightBlock], directions: Sequence[Tensor]
@@ -81,6 +81,7 @@ class _PathRule(Rule):
     # of 100, 300, 1000 by validation of three perceptrons, in which max_change=1 costs nothing on
     # digits and 4 and 7 % of the validation loss on MNIST
     size: ClassVar[float] = 300.0
+    reads_all: bool = True
 
     def init(
         self,
@@ -88,8 +89,9 @@ class _PathRule(Rule):
         params: Mapping[str, Tensor],
         *,
         input_rms: Tensor | float = 1.0,
+        names: Collection[str] | None = None,
     ) -> State:
-        state = super().init(graph, params, input_rms=input_rms)
+        state = super().init(graph, params, input_rms=input_rms, names=names)
         like = next(iter(params.values()))
         sizes = torch.as_tensor(input_rms, dtype=like.dtype, device=like.device).expand(len(like))
         return {name: {**own, "input_rms": sizes.clone()} for name, own in state.items()}
@@ -117,8 +119,8 @@ class _PathRule(Rule):
 
     def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
         """None: there is no momentum to fall back on."""
-        shapes = {name: blocks[0].parameter_shape for name, blocks in graph.parameters.items()}
         sources = {name: own["source"] for name, own in state.items()}
+        shapes = {name: graph.parameters[name][0].parameter_shape for name in state}
         return {name: s.new_zeros(len(s), *shapes[name]) for name, s in sources.items()}
 
 

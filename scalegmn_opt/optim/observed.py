@@ -1,12 +1,16 @@
 """A gauge from what a model computes: sizes of pre-activations and activities, read by hooks."""
 
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._C._functorch import CInterpreter, peek_interpreter_stack
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from scalegmn_opt.graph import WeightBlock, WeightGraph
 from scalegmn_opt.optim.guard import frames_inside
@@ -38,13 +42,22 @@ class Observer:
     """Mean squares of what goes into and out of the modules of ``model`` in training.
 
     They are read in the first forward pass of the model that is in training mode with gradients
-    enabled, from its start to its end: what is computed again in a backward pass counts once.
-    Linear and convolutional layers and normalisations are read; a parameter of another module, or
-    of several ones, is not. The hooks do nothing afterwards, and :meth:`remove` takes them away.
-    That forward pass runs without compilation where ``model`` is a compiled module.
+    enabled and computes with numbers, from its start to its end: what is computed again in a
+    backward pass counts once, a pass of ``torch.export`` or ``torch.func.vmap`` does not. Linear
+    and convolutional layers and normalisations are read; a parameter of another module, or of
+    several ones, is not. The hooks do nothing afterwards, and go with :meth:`remove` or the
+    observer. That forward pass runs without compilation where ``called`` is a compiled module.
+
+    Args:
+        called: what is called in training: ``model``, or a compiled module around it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    _depth = 0  # calls of the model that are under way in the pass that is read: it may call itself
+    _done = False
+    _stance: Any = None
+    _handles: Sequence[Any] = ()
+
+    def __init__(self, model: nn.Module, called: nn.Module) -> None:
         owners = Counter(id(p) for module in model.modules() for p in _own(module).values())
         self._modules = {
             name: module
@@ -53,40 +66,53 @@ class Observer:
             and all(owners[id(p)] == 1 for p in _own(module).values())
         }
         self._sums: dict[str, list[Tensor]] = {}
-        self._reading = self._done = False
-        self._stance: Any = None
-        self._handles = [
-            model.register_forward_pre_hook(self._begin),
-            *(m.register_forward_hook(_Reading(self, n)) for n, m in self._modules.items()),
-            model.register_forward_hook(self._end, always_call=True),
+        self._handles = [  # of several observers, the last begins first and ends last
+            called.register_forward_pre_hook(_Hook(self, "_begin"), prepend=True),
+            *(m.register_forward_hook(_Hook(self, "_read", n)) for n, m in self._modules.items()),
+            called.register_forward_hook(_Hook(self, "_end"), always_call=True),
         ]
 
     def remove(self) -> None:
         """Take the hooks away; what was read is kept."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles = ()
+        if self._depth:  # an interrupt, which calls no hook
+            self._finish(done=False)
 
-    def _begin(self, model: nn.Module, _: Any) -> None:
-        self._reading = model.training and torch.is_grad_enabled() and not self._done
-        if self._reading:
-            self._sums = {}
+    __del__ = remove
+
+    def _begin(self, model: nn.Module, inputs: Any) -> None:
+        if self._depth:
+            self._depth += 1
+        elif not self._done and model.training and torch.is_grad_enabled() and _real(inputs):
+            self._depth, self._sums = 1, {}
             if not torch.compiler.is_compiling():  # what is compiled may have been without hooks
                 self._stance = torch.compiler.set_stance("force_eager")
 
-    def _end(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
-        if self._reading:
-            self._done, self._reading = outputs is not None, False  # None: the forward failed
-            if self._stance is not None:
-                self._stance.__exit__(None, None, None)
-                self._stance = None
+    def _end(self, _: nn.Module, inputs: Any, outputs: Any) -> None:
+        if self._depth > 1:
+            self._depth -= 1
+        elif self._depth:
+            self._finish(done=outputs is not None)  # None: the forward failed
 
-    def read(self, name: str, inputs: Any, outputs: Any) -> None:
+    def _finish(self, *, done: bool) -> None:
+        self._depth, self._done = 0, done
+        self._sums = self._sums if done else {}
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def _read(self, name: str, _: nn.Module, inputs: Any, outputs: Any) -> None:
         """Add the sums of squares and the counts of one call of a module."""
-        if not self._reading or not inputs:  # none of its own, as by keyword
+        if not self._depth or not inputs:  # none of its own, as by keyword
+            return
+        pair = (outputs, inputs[0])
+        dense = all(isinstance(x, Tensor) and x.layout == torch.strided for x in pair)
+        if not dense or not _real(pair):  # a tuple, or inside of a vmap of the model's own
             return
         axis = _channel_axis(self._modules[name])
-        found = [part for x in (outputs, inputs[0]) for part in _sums(x.detach(), axis)]
+        found = [part for x in pair for part in _sums(x.detach(), axis)]
         known = self._sums.get(name)
         self._sums[name] = [a + b for a, b in zip(known, found, strict=True)] if known else found
 
@@ -100,24 +126,26 @@ class Observer:
         if not self._done:
             warnings.warn(_NOT_SEEN, RuntimeWarning, stacklevel=frames_inside())
         found = dict(state)
-        for module, (outputs, inputs) in self._means().items():
+        for module, means in self._means().items():
             for key, p in _own(self._modules[module]).items():
                 name = f"{module}.{key}" if module else key
                 blocks, own = graph.parameters.get(name), state.get(name)
                 if blocks is None or own is None:
                     continue
                 dims = _dimensions(self._modules[module], p)
-                ends = block_ends(blocks, own)
-                found[name] = {
-                    **own,
-                    "target": _scales(graph, blocks, ends, 0, _along(p, dims[0], outputs)),
-                    "source": _scales(graph, blocks, ends, 1, _along(p, dims[1], inputs)),
-                }
+                squares = [_along(p, dim, mean) for dim, mean in zip(dims, means, strict=True)]
+                scales = [
+                    [_scale(graph, block, swept[end], end, squares[end]) for end in (0, 1)]
+                    for block, swept in zip(blocks, block_ends(blocks, own), strict=True)
+                ]
+                target, source = (torch.cat(parts, 1) for parts in zip(*scales, strict=True))
+                found[name] = {**own, "target": target, "source": source}
         return found
 
     def _means(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean squares of the channels of outputs and inputs, by module, those that were seen."""
-        sums = self._shared() if _together() else self._sums
+        together = distributed.is_available() and distributed.is_initialized()
+        sums = self._shared() if together else self._sums
         return {
             name: (out / out_count, into / in_count)
             for name, (out, out_count, into, in_count) in sums.items()
@@ -135,23 +163,37 @@ class Observer:
             parts += [a.reshape(b.shape).to(b) for a, b in zip(seen, empty, strict=True)]
         joint = torch.cat(parts)
         distributed.all_reduce(joint)
-        split = joint.split([len(part) for part in parts])
-        places = zip(self._modules, range(0, len(parts), 4), strict=True)
-        return {name: list(split[i : i + 4]) for name, i in places}
+        split = iter(joint.split([len(part) for part in parts]))
+        return {name: [next(split) for _ in range(4)] for name in self._modules}
 
 
-class _Reading:
-    """The hook of one module."""
+class _Hook:
+    """Calls a method of an observer that an optimizer has.
 
-    def __init__(self, observer: Observer, name: str) -> None:
-        self._observer, self._name = observer, name
+    The hooks of a copy are of the observer's copy. That of a model alone, as for an average of
+    weights, has no optimizer to keep it: it is gone once the copy is made, and so are its hooks.
+    """
 
-    def __call__(self, _: nn.Module, inputs: Any, outputs: Any) -> None:
-        self._observer.read(self._name, inputs, outputs)
+    def __init__(self, observer: Observer | None, method: str, *arguments: str) -> None:
+        self._observer = weakref.ref(observer) if observer else lambda: None
+        self._method, self._arguments = method, arguments
+
+    def __call__(self, *call: Any) -> None:
+        if observer := self._observer():
+            getattr(observer, self._method)(*self._arguments, *call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (self._observer(), self._method, *self._arguments)
 
 
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def _real(values: Any) -> bool:
+    """Whether numbers are computed: nothing is fake, traced, or transformed by ``torch.func``."""
+    if torch.compiler.is_exporting() or isinstance(peek_interpreter_stack(), CInterpreter):
+        return False
+    if torch.compiler.is_compiling():  # to be run
+        return True
+    traced = torch.jit.is_tracing() or get_proxy_mode() is not None
+    return not traced and detect_fake_mode(values) is None
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
@@ -201,31 +243,15 @@ def _along(p: Tensor, dim: int | None, values: Tensor) -> Tensor | None:
     """``values`` along a dimension of ``p``, the same along the others: (1, *shape)."""
     if dim is None or p.shape[dim] != len(values):
         return None
-    shape = [1] * p.ndim
-    shape[dim] = len(values)
+    shape = [len(values) if i == dim else 1 for i in range(p.ndim)]
     return values.reshape(shape).expand(p.shape)[None]
 
 
-def _scales(
-    graph: WeightGraph,
-    blocks: Sequence[WeightBlock],
-    ends: Sequence[tuple[Tensor, Tensor]],
-    end: int,
-    squares: Tensor | None,
-) -> Tensor:
-    """The scales (1, nodes) at one end of a parameter's blocks, from mean squares of its shape."""
-    swept = [own[end] for own in ends]
-    if squares is None:
-        return torch.cat(swept, 1)
-    return torch.cat(
-        [_scale(graph, b, s, end, squares) for b, s in zip(blocks, swept, strict=True)], 1
-    )
-
-
 def _scale(
-    graph: WeightGraph, block: WeightBlock, swept: Tensor, end: int, squares: Tensor
+    graph: WeightGraph, block: WeightBlock, swept: Tensor, end: int, squares: Tensor | None
 ) -> Tensor:
-    if end == 1 and block.is_vector:
+    """The scales (1, nodes) at one end of a block, from mean squares of its parameter's shape."""
+    if squares is None or (end == 1 and block.is_vector):
         return swept
     group = graph.group[block.source if end else block.target]
     square = block.unfold(block.pack(squares).mean((2 - end, 3)), end)

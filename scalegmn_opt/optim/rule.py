@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from scalegmn_opt.graph import WeightBlock, WeightGraph, pack, unpack
+from scalegmn_opt.graph import WeightBlock, WeightGraph, check_parameters, unpack_parameter
 from scalegmn_opt.optim.directions import constants
 from scalegmn_opt.optim.edges import Edges
 from scalegmn_opt.optim.kinds import PLAIN_LAYERS, kinds_of, layers_of
@@ -124,6 +124,13 @@ class UpdateRule(Rule):
             if channels
             else None
         )
+        if torch.get_default_dtype().itemsize < 4:  # for networks that are made under it
+            self.float()
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether its networks read all of the graph."""
+        return self.terms is not None
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:
@@ -142,7 +149,11 @@ class UpdateRule(Rule):
         state: State,
     ) -> tuple[dict[str, Tensor], State, Tensor]:
         """One step and, third, its :func:`measured_sizes`, without measuring them."""
-        given = Given(graph, pack(graph, params), grads, state, self._kind_factors(graph))
+        check_parameters(graph, params)
+        names = [name for name in graph.parameters if name in grads]
+        blocks = (block for name in names for block in graph.parameters[name])
+        weights = {block.name: block.pack(params[block.parameter]) for block in blocks}
+        given = Given(graph, weights, grads, state, self._kind_factors(graph))
         reading = Reading(self, given)
         edges: Iterable[Edges] = reading.edges()
         read: Iterable[Ends | None] = repeat(None)
@@ -157,7 +168,8 @@ class UpdateRule(Rule):
         for found, found_sizes in map(self._update, edges, read, repeat(exponents)):
             updates |= found
             sizes |= found_sizes
-        return unpack(graph, updates), reading.renewed, in_order(graph, sizes)
+        whole = {name: unpack_parameter(graph, name, updates) for name in names}
+        return whole, reading.renewed, in_order(graph, sizes)
 
     def _kept(self, p: Tensor, blocks: tuple[WeightBlock, ...]) -> dict[str, Tensor]:
         levels = {key: p.new_zeros(len(p), len(blocks)) for key in ("level", "peak")}

@@ -1,6 +1,6 @@
 """What a rule is, and what it remembers of each parameter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -25,7 +25,8 @@ class Rule(nn.Module):
 
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
     gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
-    A rule that ``whitens`` calls :meth:`main_directions` for each parameter at each step.
+    A rule that ``whitens`` calls :meth:`main_directions` for each parameter at each step. One that
+    ``reads_all`` has to be given all gradients and states.
 
     ``overwrites`` is set by an optimizer that gives its state away: averages are then renewed in
     their own memory, which saves 4 bytes a parameter and decay. ``measures`` is set by one that has
@@ -35,6 +36,7 @@ class Rule(nn.Module):
     decays: ClassVar[dict[str, float]]
     size: ClassVar[float] = 1.0
     whitens: ClassVar[bool] = False
+    reads_all: bool = False
     overwrites: bool = False
     measures: bool = False
 
@@ -48,7 +50,9 @@ class Rule(nn.Module):
         """One step: ``params + updates`` are the next parameters; no argument is modified.
 
         Args:
-            params, grads: (batch, *shape) by name.
+            params: (batch, *shape) by name.
+            grads: likewise, of all parameters; or of some, with their states, unless the rule
+                ``reads_all``: only these have updates and a next state then.
             state: from :meth:`init` or the previous step.
         """
         updates, state, _ = self._sized(graph, params, grads, state)
@@ -77,8 +81,13 @@ class Rule(nn.Module):
         if type(self).forward is Rule.forward:
             return self._sized(graph, params, grads, state)
         updates, state = self(graph, params, grads, state)
-        ordered = {name: updates[name] for name in graph.parameters}
+        ordered = {name: updates[name] for name in graph.parameters if name in updates}
         return updates, state, measured_sizes(ordered, graph, state)
+
+    def follow(self, like: Tensor) -> None:
+        """Move to where ``like`` is, and to its dtype, unless there."""
+        if any(p.dtype != like.dtype or p.device != like.device for p in self.parameters()):
+            self.to(like)
 
     def init(
         self,
@@ -86,6 +95,7 @@ class Rule(nn.Module):
         params: Mapping[str, Tensor],
         *,
         input_rms: Tensor | float = 1.0,
+        names: Collection[str] | None = None,
     ) -> State:
         """The state before the first step: 4 bytes in float32 a parameter and decay, few a neuron.
 
@@ -95,12 +105,15 @@ class Rule(nn.Module):
         the gauge of the present parameters the steps would grow with the weights, exponentially.
 
         Args:
+            params: (batch, *shape) by name, all of them.
             input_rms: root mean square of the networks' inputs, a number or (batch,).
+            names: of which parameters; None: of all.
         """
         ends = self._gauge(graph, params, input_rms)
         return {
             name: self._rest(params[name], blocks, *ends)
             for name, blocks in graph.parameters.items()
+            if names is None or name in names
         }
 
     def _gauge(
@@ -165,15 +178,19 @@ class Rule(nn.Module):
         averages = {}
         for key, decay in self.decays.items():
             given, old = grad.square() if key == "square" else grad, own[key]
-            averages[key] = torch.lerp(given, old, decay, out=old if self.overwrites else None)
+            # Programs of torch.compile write to contiguous tensors only.
+            in_place = self.overwrites and not torch.compiler.is_compiling()
+            new = torch.lerp(given, old, decay, out=old if in_place else None)
+            averages[key] = old.copy_(new) if self.overwrites and not in_place else new
         return {**own, "step": own["step"] + 1, **averages}
 
     def plain_step(self, graph: WeightGraph, state: State) -> dict[str, Tensor]:
         """Updates along ``-m / sqrt(v)`` in gauge coordinates and units; nothing is learned."""
         updates = {}
-        for name, blocks in graph.parameters.items():
-            directions = [self.direction(block, state[name]) for block in blocks]
-            updates[name] = self.plain_update(graph, blocks, state[name], directions)
+        for name, own in state.items():
+            blocks = graph.parameters[name]
+            directions = [self.direction(block, own) for block in blocks]
+            updates[name] = self.plain_update(graph, blocks, own, directions)
         return updates
 
     def plain_update(

@@ -43,7 +43,7 @@ class Given:
 
 @lru_cache(maxsize=256)
 def together(
-    graph: WeightGraph, *, alone: bool
+    graph: WeightGraph, names: tuple[str, ...], *, alone: bool
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     """Parameters that are worked on as one: stacks of congruent ones, and all biases.
 
@@ -51,11 +51,13 @@ def together(
     their memory one after the other. Those with a kept whitener are all larger.
 
     Args:
+        names: of these parameters.
         alone: each parameter but biases by itself.
     """
     stacks: dict[Any, list[list[str]]] = {}
     biases = []
-    for name, blocks in graph.parameters.items():
+    for name in names:
+        blocks = graph.parameters[name]
         if len(blocks) == 1 and _is_plain_bias(blocks[0]):
             biases.append(name)
             continue

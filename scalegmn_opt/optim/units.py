@@ -79,9 +79,9 @@ def reaches(graph: WeightGraph, state: Mapping[str, Mapping[str, Tensor]]) -> di
     It is that of the gauge, which does not change in training.
     """
     found = {}
-    for name, blocks in graph.parameters.items():
-        peaks = []
-        for block, (target, source) in zip(blocks, block_ends(blocks, state[name]), strict=True):
+    for name, own in state.items():
+        blocks, peaks = graph.parameters[name], []
+        for block, (target, source) in zip(blocks, block_ends(blocks, own), strict=True):
             unit = step_scale(graph, block) * _root(block)
             peaks.append(unit * float(target.detach().max() / source.detach().min()))
         found[name] = max(peaks)
@@ -94,5 +94,5 @@ def _root(block: WeightBlock) -> float:
 
 def in_order(graph: WeightGraph, sizes: Mapping[str, Tensor]) -> Tensor:
     """Sizes (batch,) by block as (batch, blocks), in the order of ``graph.parameters``."""
-    every = (block for blocks in graph.parameters.values() for block in blocks)
-    return torch.stack([sizes[block.name] for block in every], 1)
+    every = (block.name for blocks in graph.parameters.values() for block in blocks)
+    return torch.stack([sizes[name] for name in every if name in sizes], 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scalegmn_opt.graph import NeuronGroup, Role, WeightBlock, WeightGraph
+from scalegmn_opt.graph.order import fewest_missing_first
 
 _BOUNDED = frozenset({"arctan", "erf", "hardtanh", "sine", "softsign", "tanh"})
 
@@ -138,15 +139,10 @@ def _backward_order(graph: WeightGraph) -> tuple[tuple[str, tuple[WeightBlock, .
     for block in graph.blocks:
         if block.source in outgoing and block.source != block.target:
             outgoing[block.source].append(block)
+    needs = {name: [block.target for block in blocks] for name, blocks in outgoing.items()}
+    outputs = {group.name for group in graph.groups if group.role is Role.OUTPUT}
     steps: dict[str, tuple[WeightBlock, ...]] = {}
-
-    def waiting(name: str) -> tuple[bool, int]:
-        ready = [block.target in steps for block in outgoing[name]]
-        ends = not ready or graph.group[name].role is Role.OUTPUT
-        return not (ends or any(ready)), ready.count(False)
-
-    while len(steps) < len(outgoing):
-        name = min((name for name in outgoing if name not in steps), key=waiting)
+    for name in fewest_missing_first(needs, begun=outputs, every=()):
         steps[name] = tuple(block for block in outgoing[name] if block.target in steps)
     return tuple(steps.items())
 

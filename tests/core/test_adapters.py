@@ -1,5 +1,6 @@
 """Optimizers of this package unrolled by ``higher``: meta-gradients equal to plain autograd's."""
 
+import copy
 import sys
 import warnings
 
@@ -68,6 +69,53 @@ def test_meta_gradients_are_those_of_autograd(cls):
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def train(model, own, x):
+    own.zero_grad()
+    F.cross_entropy(model(x).float(), Y).backward()
+    own.step()
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "after a step"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cls", [LearnedOptimizer, GaugeAdam, GaugeMuon, PathSGD])
+def test_unrolled_steps_are_the_optimizers_own(cls, dtype, trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        higher = pytest.importorskip("higher")
+        register_with_higher()
+    model, x = network().to(dtype), X.to(dtype)
+    options = {"rule": rule().float()} if cls is LearnedOptimizer else {}
+    own = cls.for_model(model, (x,), weight_decay=0.1, max_change=None, **options)
+    if trained:
+        train(model, own, x)
+    before = copy.deepcopy(own.state_dict()["state"])
+    with higher.innerloop_ctx(model, own) as (fast, unrolled):
+        for _ in range(STEPS):
+            unrolled.step(F.cross_entropy(fast(x).float(), Y))
+        found = list(fast.parameters())
+        grads = torch.autograd.grad(
+            F.cross_entropy(fast(x).float(), Y), list(fast.parameters(time=0))
+        )
+    assert_same_states(before, own.state_dict()["state"])
+    for _ in range(STEPS):
+        train(model, own, x)
+    for a, b, grad in zip(found, model.parameters(), grads, strict=True):
+        assert a.dtype == grad.dtype == dtype
+        assert torch.equal(a, b)
+        assert grad.isfinite().all()
+        assert grad.any()
+    assert_same_states(unrolled.state[0], own.state_dict()["state"])
+
+
+def assert_same_states(found, expected):
+    assert found.keys() == expected.keys()
+    for index, own in found.items():
+        assert own.keys() == expected[index].keys()
+        for key, value in own.items():
+            assert value.dtype == expected[index][key].dtype
+            assert torch.equal(value, expected[index][key])
 
 
 def test_frozen_parameters_stay():

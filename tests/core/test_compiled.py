@@ -82,6 +82,80 @@ def test_compiled_training_is_the_same_and_goes_through_all_that_a_plain_one_doe
     assert train(twin, compiled, 2) == pytest.approx(train(model, plain, 2), rel=1e-3)
 
 
+def small(activation=nn.Tanh, **options):
+    """A perceptron and its compiled optimizer, by the graph unless ``options`` are given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), activation(), nn.Linear(4, 4))
+    if options:
+        return model, LearnedOptimizer(model.named_parameters(), **options)
+    return model, LearnedOptimizer.for_model(model, (X,), compile=True)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Programs run as they are traced, which takes less time."""
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda *args, **own: compiled(*args, backend="eager", **own)
+    )
+
+
+def test_networks_of_the_same_shapes_have_programs_of_their_own(uncompiled):
+    """One without a graph, and two whose steps differ by what their neurons are."""
+    for made in (lambda: small(compile=True), small, lambda: small(Sine)):
+        (model, compiled), (twin, plain) = made(), made()
+        plain.compile = False
+        assert compiled.compile
+        train(model, compiled, 3)
+        train(twin, plain, 3)
+        assert_alike(model, twin)
+
+
+def test_there_may_be_many_programs(uncompiled):
+    limit = torch._dynamo.config.recompile_limit
+    for width in range(1, limit + 3):
+        p = nn.Parameter(torch.ones(2, width))
+        optimizer = LearnedOptimizer([p], compile=True)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert (p < 1).all()
+
+
+def test_memory_layout_does_not_matter(uncompiled):
+    x = X.to(memory_format=torch.channels_last)
+    convolutions = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        optimizer = LearnedOptimizer(model.parameters(), compile=True)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        convolutions.append(model)
+    assert not convolutions[1].weight.is_contiguous()
+    assert_alike(*convolutions)
+
+
+def test_a_head_has_a_program_that_follows_what_is_trained_later(uncompiled):
+    (model, compiled), (twin, plain) = small(), small()
+    plain.compile = False
+    for own, optimizer in ((model, compiled), (twin, plain)):
+        own[1].requires_grad_(False)
+        train(own, optimizer, 2)
+        assert len(optimizer.state) == 2
+        own[1].requires_grad_(True)
+        train(own, optimizer, 2)
+        assert len(optimizer.state) == 4
+    assert_alike(model, twin)
+
+
 @pytest.mark.slow
 def test_the_program_follows_a_new_parameter_group():
     p, q = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(5))

@@ -18,6 +18,7 @@ from optimizers import (
     options_of,
     same,
     states,
+    traced,
     train,
     values,
 )
@@ -231,6 +232,25 @@ def test_add_param_group(cls):
     assert (extra != 1).any()
     assert not same(before, values(model))
     assert len(states(own)) == 7
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (8, 4)], ids=["another shape", "the module's shape"])
+def test_a_new_parameter_called_as_a_module_is_not_of_it(cls, shape):
+    found = []
+    for name in ("0", "other"):  # nn.ParameterList calls its first one "0"
+        model, extra = network(), nn.Parameter(torch.ones(shape))
+        own = traced(cls, model)
+        own.add_param_group({"params": [(name, extra)]})
+        ends = own.graph.parameters[name][0]
+        assert {ends.target, ends.source}.isdisjoint(traced(cls, model).graph.group)
+        for _ in range(2):
+            own.zero_grad()
+            (loss_of(model) + extra.square().mean()).backward()
+            own.step()
+        assert own.health().ok
+        found.append([*values(model), extra.detach()])
+    assert same(*found)
+    assert (found[0][-1] != 1).any()
 
 
 def test_refused_group_is_not_added(cls):

@@ -190,3 +190,28 @@ def test_a_healthy_step_does_not_warn(cls):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, make(cls, model, lr=torch.tensor(0.5)), 2)
+
+
+def test_a_step_inside_autocast_is_as_precise_as_outside(cls):
+    model, reference = network(), network()
+    own, plain = (cls.for_model(m, (X,)) for m in (model, reference))
+    for inside, m, optimizer in ((True, model, own), (False, reference, plain)):
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(m).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                optimizer.step()
+    assert same(values(model), values(reference))
+    assert all(t.dtype == torch.float32 for entry in states(own).values() for t in entry.values())
+
+
+def test_a_low_default_precision_does_not_round_the_rule(cls):
+    model, reference = network(), network()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        train(model, cls.for_model(model, (X,)), 3)
+    finally:
+        torch.set_default_dtype(before)
+    train(reference, cls.for_model(reference, (X,)), 3)
+    assert same(values(model), values(reference))

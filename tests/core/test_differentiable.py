@@ -100,3 +100,12 @@ def test_without_it_nothing_is_recorded(cls):
     assert not any(t.requires_grad for s in own.state.values() for t in s.values())
     with pytest.raises(ValueError, match="non-leaf"):
         bare(cls, [model[0].weight * 2])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_group_is_as_differentiable_as_the_optimizer(cls, whole):
+    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
+    own = bare(cls, [p], differentiable=whole)
+    with pytest.raises(ValueError, match=f"differentiable: expected {whole} in all groups"):
+        own.add_param_group({"params": [q], "differentiable": not whole})
+    assert len(own.param_groups) == 1

@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from optimizers import CLASSES, X, make, network, options_of
+from optimizers import CLASSES, X, loss_of, make, network, options_of, values
 from torch import nn
+
+from scalegmn_opt.optim import GaugeAdam
 
 
 @pytest.fixture
@@ -53,6 +55,30 @@ def test_fully_sharded_model_is_refused(mesh):
         CLASSES[0].for_model(model, (X,), **options_of(CLASSES[0]))
     with pytest.raises(TypeError, match="expected whole parameters"):
         make(CLASSES[1], model)
+
+
+@pytest.mark.parametrize("gauge", ["swept", "observed"])
+@pytest.mark.parametrize("order", ["DDP", "compiled DDP", "DDP of a compiled model"])
+def test_model_inside_of_wrappers_is_seen(order, gauge, mesh):
+    """Whatever the order, the graph and training are those of the model by itself."""
+    found = []
+    for name in ("none", order):
+        model = whole = network()
+        if name == "DDP of a compiled model":
+            whole = torch.compile(whole, backend="eager")
+        if "DDP" in name:
+            whole = nn.parallel.DistributedDataParallel(whole)
+        if name == "compiled DDP":
+            whole = torch.compile(whole, backend="eager")
+        own = GaugeAdam.for_model(whole, (X,), gauge=gauge)
+        for _ in range(3):
+            own.zero_grad()
+            loss_of(whole).backward()
+            own.step()
+        found.append((own.graph, values(model)))
+    (graph, plain), (wrapped, trained) = found
+    assert [g.symmetry for g in wrapped.groups] == [g.symmetry for g in graph.groups]
+    torch.testing.assert_close(trained, plain)
 
 
 SCRIPT = """

@@ -2,12 +2,17 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from optimizers import X, Y, loss_of, network, options_of, same, train, values
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from scalegmn_opt import LearnedOptimizer, UpdateRule, random_transform, trace
@@ -353,3 +358,224 @@ def test_an_empty_state_is_no_gauge():
     own = observing(model)
     own.load_state_dict(own.state_dict())
     assert hooks(model) > 0
+
+
+def fake(model):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(X))
+
+
+def faked_before(model):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model(mode.from_tensor(X))
+
+
+NOT_COUNTED = {
+    "second optimizer": lambda model: GaugeAdam.for_model(model, (X,)),
+    "export": lambda model: torch.export.export(model, (X,)),
+    "strict export": lambda model: torch.export.export(model, (X,), strict=True),
+    "fake": fake,
+    "faked before": faked_before,
+    "proxies": lambda model: make_fx(lambda x: model(x))(100 * X),
+    "jit": lambda model: torch.jit.trace(model, 100 * X),
+    "vmap": lambda model: vmap(model)(100 * X),
+    "compiled vmap": lambda model: torch.compile(vmap(model), backend="eager")(100 * X),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of fakes
+@pytest.mark.parametrize("name", NOT_COUNTED)
+def test_a_pass_without_numbers_does_not_count(name):
+    torch.compiler.reset()
+    model, other = network(), network()
+    own = observing(model)
+    NOT_COUNTED[name](model)
+    assert hooks(model) == 5
+    assert_equal_ends(step(model, own), step(other, observing(other)))
+
+
+def each_gradient(model, params):
+    def loss(params, x, y):
+        return F.cross_entropy(functional_call(model, params, (x[None],)), y[None])
+
+    return {n: g.mean(0) for n, g in vmap(grad(loss), (None, 0, 0))(params, X, Y).items()}
+
+
+def whole_gradient(model, params):
+    return grad(lambda params: F.cross_entropy(functional_call(model, params, (X,)), Y))(params)
+
+
+@pytest.mark.parametrize("gradient", [each_gradient, whole_gradient])
+def test_gradients_by_functions_leave_the_sweep(gradient):
+    model, other = network(), network()
+    own = observing(model)
+    found = gradient(model, {name: p.detach() for name, p in model.named_parameters()})
+    for name, p in model.named_parameters():
+        p.grad = found[name]
+    with pytest.warns(RuntimeWarning, match="no training forward of the model was seen"):
+        own.step()
+    assert_equal_ends(ends(own), step(other, GaugeAdam.for_model(other, (X,))))
+
+
+class Mapped(nn.Module):
+    """Calls its last layer in a vmap of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return vmap(self.last)(self.first(x).relu())
+
+
+class WithBias(nn.Linear):
+    """Gives its bias too, as layers that are split over devices do."""
+
+    def forward(self, x):
+        return super().forward(x), self.bias
+
+
+class Unpacked(Mapped):
+    def __init__(self):
+        super().__init__()
+        self.last = WithBias(6, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())[0]
+
+
+@pytest.mark.filterwarnings("ignore::scalegmn_opt.graph.trace.TraceWarning")  # of the vmap
+@pytest.mark.parametrize("make", [Mapped, Unpacked])
+def test_a_module_that_gives_no_numbers_keeps_the_sweep(make):
+    torch.manual_seed(0)
+    model = make()
+    other = copy.deepcopy(model)
+    found, swept = step(model, observing(model)), step(other, GaugeAdam.for_model(other, (X,)))
+    torch.testing.assert_close(found["last.weight"], swept["last.weight"])
+    assert not torch.equal(found["first.weight"][0], swept["first.weight"][0])
+
+
+def compiles():
+    """Whether torch.compile compiles, which it does not while a pass is read."""
+    graphs = []
+    torch.compiler.reset()
+    torch.compile(lambda x: x + 1, backend=lambda graph, _: graphs.append(graph) or graph)(X)
+    return len(graphs) == 1
+
+
+class Recursive(nn.Module):
+    """Calls itself, and fails then if it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.error = None
+
+    def forward(self, x, depth=1):
+        if depth:
+            self(2 * x, depth - 1)
+        elif self.error is not None:
+            raise self.error
+        return self.last(self.first(x).relu())
+
+
+def recursive():
+    torch.manual_seed(0)
+    return Recursive()
+
+
+def test_a_model_that_calls_itself_is_read_to_its_end():
+    model = recursive()
+    own = observing(model)
+    both = size(model.first(torch.cat([X, 2 * X]))).detach()
+    found = step(model, own)
+    torch.testing.assert_close(found["first.weight"][0], both)
+    assert compiles()
+
+
+def test_a_pass_that_failed_leaves_compilation_as_it_was():
+    model, other = recursive(), recursive()
+    own = observing(model)
+    model.error = ValueError("inside")
+    with pytest.raises(ValueError, match="inside"):
+        model(100 * X)
+    assert compiles()
+    model.error = None
+    assert_equal_ends(step(model, own), step(other, observing(other)))
+
+
+@pytest.mark.parametrize("leave", [GaugeAdam.stop_observing, GaugeAdam.step])
+@pytest.mark.filterwarnings("ignore:gauge=:RuntimeWarning")
+def test_an_interrupt_leaves_compilation_as_it_was(leave):
+    model, other = recursive(), recursive()
+    own = observing(model)
+    model.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        model(100 * X)
+    model.error = None
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    leave(own)
+    assert compiles()
+    assert_equal_ends(step(model, own), step(other, GaugeAdam.for_model(other, (X,))))
+
+
+def test_two_that_observe_one_model_see_the_same():
+    model = network()
+    first, second = observing(model), observing(model, lr=0.0)
+    loss_of(model).backward()
+    assert compiles()
+    second.step()
+    first.step()
+    assert hooks(model) == 0
+    assert_equal_ends(ends(first), ends(second))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, AveragedModel, lambda x: pickle.loads(pickle.dumps(x))]
+)
+@pytest.mark.parametrize("read", [False, True])
+def test_a_copy_of_the_model_alone_is_not_observed(duplicate, read):
+    model, other = network(), network()
+    own = observing(model)
+    loss = loss_of(model) if read else None
+    average = duplicate(model)
+    assert hooks(average) == 0
+    average(100 * X)
+    if read:
+        loss.backward()
+        own.step()
+        found = ends(own)
+    else:
+        found = step(model, own)
+    assert_equal_ends(found, step(other, observing(other)))
+
+
+def test_a_part_that_is_copied_keeps_nothing_else_alive():
+    model = network()
+    own = observing(model)
+    part = copy.deepcopy(model[2])
+    assert hooks(part) == 0
+    assert hooks(model) == 5
+    kept = weakref.ref(own._observer)
+    del own
+    assert kept() is None
+
+
+def test_a_copy_that_failed_says_nothing_more():
+    model = network()
+    own = observing(model)
+    model[4].last = model[4].weight * 2  # which cannot be copied
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    assert hooks(model) == 5
+    step(model, own)
+
+
+def test_an_optimizer_that_is_dropped_takes_its_hooks_along():
+    model = network()
+    own = observing(model)
+    assert hooks(model) == 5
+    del own
+    assert hooks(model) == 0

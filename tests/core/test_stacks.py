@@ -74,14 +74,15 @@ def steps(rule, graph, params, state, count=3):
 
 def test_which_parameters_are_together(network):
     module, graph = network
-    stacks, biases = stacking.together(graph, alone=False)
+    every = tuple(graph.parameters)
+    stacks, biases = stacking.together(graph, every, alone=False)
     names = {n for n, _ in module.named_parameters()}
     assert sorted([*biases, *(n for stack in stacks for n in stack)]) == sorted(names)
     sizes = {stack[0].split(".", 2)[-1]: len(stack) for stack in stacks}
     assert sizes["self_attn.in_proj_weight"] == sizes["linear1.weight"] == 3
     assert {len(stack) for stack in stacks if stack[0].startswith("mix")} == {2}
     assert "out.weight" in {stack[0] for stack in stacks if len(stack) == 1}
-    assert {len(stack) for stack in stacking.together(graph, alone=True)[0]} == {1}
+    assert {len(stack) for stack in stacking.together(graph, every, alone=True)[0]} == {1}
 
 
 @pytest.mark.parametrize("symmetry", ["scale", "permutation"])

@@ -142,6 +142,86 @@ def test_sweep_is_the_forward_order():
     ]
 
 
+def sweep_by_search(graph):
+    """``sweep`` by a search through all groups for each next one, the reference."""
+    steps = {}
+
+    def missing(name):
+        if name in graph.derived:
+            known = [owner in steps for owner, _ in graph.derived[name]]
+            return not all(known), known.count(False)
+        blocks = [b for b in graph.blocks if b.target == name != b.source]
+        known = [b.source in steps for b in blocks if not b.is_vector]
+        starts = any(b.is_vector for b in blocks) or any(known) or not blocks
+        return not starts, known.count(False)
+
+    while len(steps) < len(graph.groups):
+        name = min((name for name in graph.group if name not in steps), key=missing)
+        steps[name] = tuple(b for b in graph.incoming[name] if b.source in steps)
+    return tuple(steps.items())
+
+
+def shuffled(graph, generator):
+    order = torch.randperm(len(graph.groups), generator=generator).tolist()
+    return dataclasses.replace(graph, groups=tuple(graph.groups[i] for i in order))
+
+
+def random_edges(generator):
+    """Groups with weights and biases between any of them: cycles, loops, several at once."""
+    names = [CONSTANT, *"abcdef"]
+    groups = tuple(NeuronGroup(name, 1, Role.HIDDEN) for name in names)
+    ends = torch.randint(len(names), (9, 2), generator=generator).tolist()
+    blocks = (
+        WeightBlock(f"p{i}", names[target], names[source], "out", (("out", 1),))
+        for i, (target, source) in enumerate(ends)
+    )
+    return WeightGraph(groups, tuple(blocks))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("make", [random_graph, random_tied_graph, random_edges])
+def test_sweep_is_that_of_a_search(seed, make):
+    graph = shuffled(make(seeded(seed)), seeded(seed))
+    assert graph.sweep == sweep_by_search(graph)
+    for name, blocks in graph.incoming.items():
+        assert blocks == tuple(b for b in graph.blocks if b.target == name)
+
+
+def test_sweep_of_isolated_blocks_is_that_of_a_search():
+    graph = WeightGraph.from_parameters({f"p{i}": (3, 2)[: i % 3] for i in range(12)})
+    assert graph.sweep == sweep_by_search(graph)
+
+
+class CountedName(str):
+    """Counts how often a name is hashed or compared."""
+
+    uses = 0
+
+    def __hash__(self):
+        CountedName.uses += 1
+        return super().__hash__()
+
+    def __eq__(self, other):
+        CountedName.uses += 1
+        return super().__eq__(other)
+
+
+def uses_of_names(count):
+    """Of ``count`` unconnected weights, until the order of their groups is known."""
+    ends = [(CountedName(f"{i}:out"), CountedName(f"{i}:in")) for i in range(count)]
+    groups = tuple(NeuronGroup(name, 1, Role.FIXED) for pair in ends for name in pair)
+    axes = (("out", 1), ("src", 1))
+    blocks = (WeightBlock(f"{i}", *pair, "out src", axes) for i, pair in enumerate(ends))
+    CountedName.uses = 0
+    graph = WeightGraph(groups, tuple(blocks))
+    assert len(graph.sweep) == len(graph.depth) == len(graph.fan_in) == 2 * count
+    return CountedName.uses
+
+
+def test_work_on_a_graph_grows_as_it_does():
+    assert uses_of_names(400) < 2.2 * uses_of_names(200)
+
+
 def test_depth_fans_and_neighbours():
     assert GRAPH.depth == {CONSTANT: 0, "in": 0, "a": 1, "b": 2, "out": 3}
     assert GRAPH.fan_in == {CONSTANT: 1, "in": 1, "a": 3 * 9 + 4, "b": 4, "out": 5 + 4}
