@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn_opt.optim.base import GraphOptimizer, rate, working_dtype
+from scalegmn_opt.optim.base import GraphOptimizer, own_precision, rate, working_dtype
 from scalegmn_opt.optim.controls import GaugeAdam, GaugeMuon, PathSGD
 from scalegmn_opt.optim.optimizer import LearnedOptimizer
 
@@ -72,14 +72,15 @@ class _Unrolled:
             for name, (g, i) in places
             if states[g].get(i)
         }
-        if len(state) < len(params):
-            state = self._rule.init(self._graph, params, input_rms=self._input_rms) | state
         active = {n: (g, i) for n, (g, i) in places if n in given and grads[g][i] is not None}
-        every = {name: torch.zeros_like(p) for name, p in params.items()}
+        every = {name: torch.zeros_like(p) for name, p in params.items() if self._rule.reads_all}
         for name, (g, i) in active.items():
             grad = grads[g][i].to(dtype)[None]
             every[name] = -grad if groups[g]["maximize"] else grad
-        updates, state = self._rule(self._graph, params, every, state)
+        with own_precision(next(iter(params.values())).device):
+            if not every.keys() <= state.keys():
+                state = self._rule.init(self._graph, params, input_rms=self._input_rms) | state
+            updates, state = self._rule(self._graph, params, every, state)
         for name, (g, i) in active.items():
             p, lr = given[name], rate(groups[g])
             kept = (1 - lr * groups[g]["weight_decay"]) * p

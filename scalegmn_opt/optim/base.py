@@ -26,7 +26,7 @@ from scalegmn_opt.optim.directions import scaled
 from scalegmn_opt.optim.explain import Explanation, explained
 from scalegmn_opt.optim.extend import extended
 from scalegmn_opt.optim.guard import LARGEST_STEP, Health, finite, guarded, relative_sizes
-from scalegmn_opt.optim.loading import own_precision
+from scalegmn_opt.optim.loading import checked_loading
 from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.units import reaches
@@ -161,7 +161,7 @@ class GraphOptimizer(Optimizer):
             return
         for name, (p, _) in active.items():
             check_gradient(type(self).__name__, name, p)
-        with _own_precision(next(iter(active.values()))[0].device):
+        with own_precision(next(iter(active.values()))[0].device):
             updates, state, sizes = self._compute(active)
         self._health.steps += 1
         for name, (_, group) in active.items():
@@ -222,7 +222,7 @@ class GraphOptimizer(Optimizer):
         named = self.named_parameters()
         parameters = {name: p for name, p in named.items() if p.numel() > 0}
         if self.graph.parameters.keys() - parameters.keys():  # a group was taken away
-            self._graph = self._compiled = None
+            self._graph, self._compiled, self._reach = None, None, {}
         check_devices(type(self).__name__, parameters)
         check_shapes(type(self).__name__, parameters, self.graph)
         dtype = working_dtype(parameters)
@@ -233,13 +233,12 @@ class GraphOptimizer(Optimizer):
         if self.rule.decays:  # which would keep what is not finite
             grads = finite(grads, self._health)
         for name, p in parameters.items():
-            known = self.compile and self.state.get(p)  # one program for all steps
-            if name not in active and (known or self.rule.reads_all):
+            may = self.compile and p.requires_grad  # one program for all steps
+            if name not in active and (may or self.rule.reads_all):
                 grads[name] = torch.zeros_like(p, dtype=dtype)
-        params = {  # what rests is not read but by an initial sweep
-            name: (_constant(p).to(dtype) if name in grads else p)[None]
-            for name, p in parameters.items()
-        }
+        params = {name: _constant(p)[None] for name, p in parameters.items()}
+        # What rests is not read but by an initial sweep.
+        params = {name: p.to(dtype) if name in grads else p for name, p in params.items()}
         state = self._states(params, grads.keys(), dtype)
         resting = grads.keys() - active
         state |= {n: {k: v.clone() for k, v in state[n].items()} for n in resting}
@@ -282,10 +281,12 @@ class GraphOptimizer(Optimizer):
         new = names - state.keys()
         if not new:
             return state
+        self._reach = {name: own for name, own in self._reach.items() if name not in new}
         return state | self._initial_state({n: p.to(dtype) for n, p in params.items()}, new)
 
     def _initial_state(self, params: dict[str, Tensor], names: Collection[str]) -> State:
-        state = self.rule.init(self.graph, params, input_rms=self.input_rms, names=names)
+        some = {} if len(names) == len(params) else {"names": names}
+        state = self.rule.init(self.graph, params, input_rms=self.input_rms, **some)
         if self._observer is None:
             return state
         self._observer.remove()
@@ -313,8 +314,10 @@ class GraphOptimizer(Optimizer):
         Raises:
             ValueError: if the state is of another optimizer, network or version.
         """
-        with own_precision(self, self._expected_state()):
+        with checked_loading(self, self._expected_state()):
             super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["differentiable"] = self.defaults["differentiable"]
         self._reach = {}
         if self.state:  # it has its gauge
             self.stop_observing()
@@ -363,7 +366,7 @@ def working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _own_precision(device: torch.device) -> AbstractContextManager[Any]:
+def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """What keeps a step inside ``torch.autocast`` as precise as outside."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -81,7 +81,7 @@ class _PathRule(Rule):
     # of 100, 300, 1000 by validation of three perceptrons, in which max_change=1 costs nothing on
     # digits and 4 and 7 % of the validation loss on MNIST
     size: ClassVar[float] = 300.0
-    reads_all: bool = True
+    reads_all = True  # sums over all paths
 
     def init(
         self,

@@ -1,6 +1,6 @@
 """The weight graph of all parameters that an optimizer reads, whether traced or not."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 
@@ -26,9 +26,12 @@ def extended(graph: WeightGraph | None, parameters: Mapping[str, Tensor]) -> Wei
     return replace(graph, groups=(*graph.groups, *groups), blocks=(*graph.blocks, *rest.blocks))
 
 
-def _renamed(graph: WeightGraph, taken: Container[str]) -> WeightGraph:
+def _renamed(graph: WeightGraph, taken: Iterable[str]) -> WeightGraph:
     """``graph`` with names for its groups that are not ``taken``, but for the constant's."""
-    names = {name: name if name == CONSTANT else _free(name, taken) for name in graph.group}
+    names, used = {CONSTANT: CONSTANT}, set(taken)
+    for name in graph.group:
+        names.setdefault(name, _free(name, used))
+        used.add(names[name])
     return replace(
         graph,
         groups=tuple(replace(g, name=names[g.name]) for g in graph.groups),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def own_precision(
+def checked_loading(
     optimizer: "GraphOptimizer", expected: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[None]:
     """While a state dict is loaded: it has to be as ``expected``, and is kept as precise as it is.

@@ -1,9 +1,11 @@
 """A gauge from what a model computes: sizes of pre-activations and activities, read by hooks."""
 
+import sys
 import warnings
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,6 +26,8 @@ _NOT_SEEN = (
     'gauge="observed": no training forward of the model was seen before the first step; its scales'
     " are those of the sweep"
 )
+# Before torch 2.7 it is compiling that exports.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -54,6 +58,7 @@ class Observer:
 
     _depth = 0  # calls of the model that are under way in the pass that is read: it may call itself
     _done = False
+    _call: FrameType | None = None
     _stance: Any = None
     _handles: Sequence[Any] = ()
 
@@ -77,27 +82,30 @@ class Observer:
         for handle in self._handles:
             handle.remove()
         self._handles = ()
-        if self._depth:  # an interrupt, which calls no hook
+        if self._depth:  # an interrupt
             self._finish(done=False)
 
     __del__ = remove
 
     def _begin(self, model: nn.Module, inputs: Any) -> None:
+        if self._depth and not _under_way(self._call):  # an interrupt, which calls no hook
+            self._finish(done=False)
         if self._depth:
             self._depth += 1
         elif not self._done and model.training and torch.is_grad_enabled() and _real(inputs):
             self._depth, self._sums = 1, {}
             if not torch.compiler.is_compiling():  # what is compiled may have been without hooks
+                self._call = sys._getframe(2)  # of the hook's caller, to the end of the forward
                 self._stance = torch.compiler.set_stance("force_eager")
 
     def _end(self, _: nn.Module, inputs: Any, outputs: Any) -> None:
         if self._depth > 1:
             self._depth -= 1
         elif self._depth:
-            self._finish(done=outputs is not None)  # None: the forward failed
+            self._finish(done=outputs is not None or sys.exc_info()[0] is None)
 
     def _finish(self, *, done: bool) -> None:
-        self._depth, self._done = 0, done
+        self._depth, self._done, self._call = 0, done, None
         self._sums = self._sums if done else {}
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
@@ -186,9 +194,17 @@ class _Hook:
         return _Hook, (self._observer(), self._method, *self._arguments)
 
 
+def _under_way(call: FrameType | None) -> bool:
+    """Whether a call is one of those that lead here; None, of a compiled one, counts as such."""
+    frame: FrameType | None = sys._getframe() if call else None
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is call
+
+
 def _real(values: Any) -> bool:
     """Whether numbers are computed: nothing is fake, traced, or transformed by ``torch.func``."""
-    if torch.compiler.is_exporting() or isinstance(peek_interpreter_stack(), CInterpreter):
+    if _is_exporting() or isinstance(peek_interpreter_stack(), CInterpreter):
         return False
     if torch.compiler.is_compiling():  # to be run
         return True

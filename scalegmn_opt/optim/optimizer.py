@@ -52,7 +52,8 @@ class LearnedOptimizer(GraphOptimizer):
             seen keeps the sweep's values.
         compile: run the rule, one with ``channels=0``, as a program of ``torch.compile``: a step of
             a small network takes half the time, and the first step half a minute, or some minutes
-            for dozens of layers. Needs what torch.compile needs, on a CPU a C++ compiler.
+            for dozens of layers; so does a step after other parameters require gradients. Needs
+            what torch.compile needs, on a CPU a C++ compiler.
 
     State: ``fast``, ``slow``, ``square`` of the parameter's shape in float32 (float64 if there are
     float64 parameters), 12 bytes a parameter; ``whitener``, ``n²`` numbers of each matrix whose

@@ -31,7 +31,7 @@ class Reading:
         """What is read of the blocks, biases last and as one."""
         given = self.given
         names = tuple(name for name in given.graph.parameters if name in given.grads)
-        stacks, biases = together(given.graph, names, alone=self.rule.reads_all)
+        stacks, biases = together(given.graph, names, alone=self.rule.terms is not None)
         every = [*stacks, biases] if biases else stacks
         gains = self._gains([joint(given.states(names, "step")) + 1 for names in every])
         found = trends(given, stacks, biases, decay=self.rule.decays["square"])

@@ -129,8 +129,8 @@ class UpdateRule(Rule):
 
     @property
     def reads_all(self) -> bool:
-        """Whether its networks read all of the graph."""
-        return self.terms is not None
+        """As of any rule; a graph network reads all of the graph."""
+        return self.terms is not None or super().reads_all
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Self:

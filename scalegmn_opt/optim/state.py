@@ -26,7 +26,7 @@ class Rule(nn.Module):
     ``decays`` are those of running averages: ``square`` of squared gradients, any other of
     gradients; ``fast`` and ``square`` have to be there. ``size`` is the plain step's, in units.
     A rule that ``whitens`` calls :meth:`main_directions` for each parameter at each step. One that
-    ``reads_all`` has to be given all gradients and states.
+    ``reads_all`` has to be given all gradients and states, as one that defines ``forward`` is.
 
     ``overwrites`` is set by an optimizer that gives its state away: averages are then renewed in
     their own memory, which saves 4 bytes a parameter and decay. ``measures`` is set by one that has
@@ -36,9 +36,13 @@ class Rule(nn.Module):
     decays: ClassVar[dict[str, float]]
     size: ClassVar[float] = 1.0
     whitens: ClassVar[bool] = False
-    reads_all: bool = False
     overwrites: bool = False
     measures: bool = False
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether it has to be given all gradients and states."""
+        return type(self).forward is not Rule.forward
 
     def forward(
         self,

@@ -102,6 +102,31 @@ def test_without_it_nothing_is_recorded(cls):
         bare(cls, [model[0].weight * 2])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_first_gradient_may_come_at_a_later_step(cls):
+    """The gauge of then is of weights that the step changes, and autograd still needs them."""
+    model = network().double()
+    start = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    params = {n: p.clone() for n, p in start.items()}
+    own = cls(params.items(), model=model, example_inputs=(INPUTS,), differentiable=True)
+    own._model_parameters = {}
+    for step in range(2):
+        copies = {n: p.clone() for n, p in params.items()}  # steps change the parameters
+        grads = torch.autograd.grad(loss(model, copies), list(copies.values()), create_graph=True)
+        for (name, p), grad in zip(params.items(), grads, strict=True):
+            p.grad = None if name == "0.weight" and step == 0 else grad
+        own.step()
+    found = torch.autograd.grad(loss(model, params), list(start.values()))
+    assert all(torch.isfinite(grad).all() for grad in found)
+    assert all(grad.abs().sum() > 0 for grad in found)
+
+
+def test_a_state_dict_does_not_change_whether_steps_are_differentiable(cls):
+    own, other = (bare(cls, [nn.Parameter(torch.ones(3))], differentiable=d) for d in (0, 1))
+    own.load_state_dict(other.state_dict())
+    assert own.param_groups[0]["differentiable"] == own.defaults["differentiable"] == 0
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_group_is_as_differentiable_as_the_optimizer(cls, whole):
     p, q = (torch.ones(3, requires_grad=True) for _ in range(2))

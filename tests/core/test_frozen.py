@@ -1,5 +1,7 @@
 """Parameters without gradients: they cost nothing, keep no state, and change nothing."""
 
+import warnings
+
 import pytest
 import torch
 from optimizers import CLASSES, X, loss_of, network, states, train, values
@@ -100,7 +102,7 @@ def test_what_is_trained_later_starts_as_if_new(cls):
 def test_rules_that_read_what_rests():
     """A graph network, and sums over paths: a frozen network's as those of one that is trained."""
     own = {"rule": UpdateRule(channels=4, message_channels=3, hidden_channels=6)}
-    assert SOME == ["GaugeAdam", "GaugeMuon", "permutations", "plain rule", "subclass"]
+    assert SOME == ["GaugeAdam", "GaugeMuon", "permutations", "plain rule"]
     for cls, options in ((LearnedOptimizer, own), (PathSGD, {})):
         (model, frozen), free = head_alone(cls, **options), network()
         train(model, frozen)
@@ -127,6 +129,62 @@ def test_what_rests_is_not_cast_at_each_step(cls, monkeypatch):
         assert params["0.weight"].data_ptr() == model[0].weight.data_ptr()
         assert params["4.weight"].dtype == torch.float32
     assert (model[4].bias < 1).all()
+
+
+class OfAll(UpdateRule):
+    """A user's rule, which does not know that there may be gradients of some alone."""
+
+    def forward(self, graph, params, grads, state):
+        updates, state = super().forward(graph, params, grads, state)
+        return {name: 0.5 * updates[name] + 0.0 * grads[name] for name in params}, state
+
+
+def test_a_rule_of_a_user_is_given_all():
+    assert OfAll(channels=0).reads_all
+    model, own = head_alone(LearnedOptimizer, rule=OfAll(channels=0))
+    losses = train(model, own, 4)
+    assert losses[-1] < losses[0]
+    assert len(states(own)) == 2
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_state_that_is_thrown_away_is_begun_anew_with_the_scales_of_then(cls):
+    """And the guard knows them, so that what is beyond all numbers does not get into weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    own = cls.for_model(model, (X,))
+    train(model, own)
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 2e-22, 0.0
+        model[2].weight *= 1e18
+    own.state.clear()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        own.step()
+    fresh = cls.for_model(model, (X,))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        fresh.step()
+    assert own._reach.keys() == fresh._reach.keys()
+    assert max(own._reach.values()) > 1e9
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_parameter_at_the_place_of_one_that_was_taken_away_has_a_reach_of_its_own():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 100), nn.Linear(100, 3))
+    own = GaugeAdam([{"params": [layer.weight]} for layer in model])
+    train(model, own)
+    before = dict(own._reach)
+    own.param_groups.pop(0)
+    train(model, own)
+    assert own._reach == {
+        "param_groups[0].0": before["param_groups[1].0"],
+        "param_groups[1].0": before["param_groups[2].0"],
+    }
 
 
 @pytest.mark.parametrize("cls", CLASSES)

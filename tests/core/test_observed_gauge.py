@@ -521,6 +521,34 @@ def test_an_interrupt_leaves_compilation_as_it_was(leave):
     assert_equal_ends(step(model, own), step(other, GaugeAdam.for_model(other, (X,))))
 
 
+def test_training_after_an_interrupt_is_read_from_its_start():
+    """In a notebook one goes on with the optimizer that there is."""
+    model, other = recursive(), recursive()
+    own = observing(model)
+    model.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        model(100 * X)
+    model.error = None
+    assert_equal_ends(step(model, own), step(other, observing(other)))
+    assert compiles()
+
+
+class Quiet(nn.Sequential):
+    def forward(self, x):
+        self.out = super().forward(x)
+
+
+def test_a_model_that_returns_nothing_is_read():
+    torch.manual_seed(0)
+    model = Quiet(nn.Linear(4, 3))
+    own = observing(model)
+    model(X)
+    seen = size(model.out).detach()
+    F.cross_entropy(model.out, Y).backward()
+    own.step()
+    torch.testing.assert_close(ends(own)["0.weight"][0], seen)
+
+
 def test_two_that_observe_one_model_see_the_same():
     model = network()
     first, second = observing(model), observing(model, lr=0.0)
