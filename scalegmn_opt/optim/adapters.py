@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn_opt.optim.base import GraphOptimizer, own_precision, rate, working_dtype
+from scalegmn_opt.optim.base import GraphOptimizer
 from scalegmn_opt.optim.controls import GaugeAdam, GaugeMuon, PathSGD
 from scalegmn_opt.optim.optimizer import LearnedOptimizer
+from scalegmn_opt.optim.working import own_precision, rate, working_dtype
 
 
 def register_with_higher() -> None:

@@ -1,7 +1,6 @@
 """GraphOptimizer: an update rule on a weight graph as a ``torch.optim.Optimizer``."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any, Self
@@ -30,6 +29,7 @@ from scalegmn_opt.optim.loading import checked_loading
 from scalegmn_opt.optim.observed import GaugeName, Observer, check_gauge
 from scalegmn_opt.optim.state import Rule, State
 from scalegmn_opt.optim.units import reaches
+from scalegmn_opt.optim.working import constant, own_precision, rate, unwrapped, working_dtype
 
 _LATER_OPTIONS = {"maximize": False, "differentiable": False, "max_change": None}
 _OWN = (
@@ -71,14 +71,14 @@ class GraphOptimizer(Optimizer):
         self._observer: Observer | None = None
         self._model_parameters: dict[str, Tensor] = {}
         if model is not None and example_inputs is not None:
-            called, model = model, _unwrapped(model)
+            called, model = model, unwrapped(model)
             self._model_parameters = dict(model.named_parameters())
             check_parameters(type(self).__name__, self._model_parameters)
             self._traced = trace(model, example_inputs)
             self.input_rms = size_of_inputs(example_inputs)
             if gauge == "observed":
-                compiled = hasattr(called, "_orig_mod")
-                self._observer = Observer(model, called if compiled else model)
+                parallel = isinstance(called, DistributedDataParallel)
+                self._observer = Observer(model, model if parallel else called)
         self.rule = rule.requires_grad_(False)
         self.record = False
         self.compile = compile
@@ -236,7 +236,7 @@ class GraphOptimizer(Optimizer):
             may = self.compile and p.requires_grad  # one program for all steps
             if name not in active and (may or self.rule.reads_all):
                 grads[name] = torch.zeros_like(p, dtype=dtype)
-        params = {name: _constant(p)[None] for name, p in parameters.items()}
+        params = {name: constant(p)[None] for name, p in parameters.items()}
         # What rests is not read but by an initial sweep.
         params = {name: p.to(dtype) if name in grads else p for name, p in params.items()}
         state = self._states(params, grads.keys(), dtype)
@@ -342,32 +342,3 @@ class GraphOptimizer(Optimizer):
                 if id(p) not in known:
                     named[place if name in named else name] = p
         return named
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of ``DistributedDataParallel``, compiled or not."""
-    inner = getattr(model, "_orig_mod", model)  # of torch.compile
-    return inner.module if isinstance(inner, DistributedDataParallel) else model
-
-
-def rate(group: dict[str, Any]) -> float | Tensor:
-    lr = group["lr"]
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
-def _constant(p: Tensor) -> Tensor:
-    """``p`` for the rule; a copy where autograd runs through the step, which then changes ``p``."""
-    return p.clone() if torch.is_grad_enabled() else p.detach()
-
-
-def working_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
-    """float32, or float64 if there are float64 parameters."""
-    double = any(p.dtype is torch.float64 for p in parameters.values())
-    return torch.float64 if double else torch.float32
-
-
-def own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """What keeps a step inside ``torch.autocast`` as precise as outside."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
