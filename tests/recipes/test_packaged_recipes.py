@@ -154,14 +154,22 @@ def test_a_recipe_names_its_estimator_and_objective(estimator, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["general_rule", "permutation_rule", "no_graph_rule"])
 def test_logs_of_packaged_rules_begin_as_their_recipes_do(name, tmp_path):
+    """To rounding: by that processors differ by 7 %, and the next seed by 12 % or more."""
     results = Path(__file__).parents[2] / "benchmarks" / "results"
-    logged = json.loads((results / f"{name}.jsonl").read_text().splitlines()[0])
+    logged = json.loads((results / f"{name}.jsonl").read_text().splitlines()[0])["loss"]
     recipe = load_recipe(name, RuleRecipe)
-    options = recipe.trainer.model_dump() | {"steps": 1, "seed": recipe.seed, "progress": False}
-    trainer = MetaTrainer(recipe.build(resolve_suite(recipe.suite)), tmp_path, **options)
-    trainer.train()
-    found = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    assert found["loss"] == pytest.approx(logged["loss"], abs=0.01)
+    found, other = (
+        first_loss(recipe, seed, tmp_path / str(seed)) for seed in (recipe.seed, recipe.seed + 1)
+    )
+    assert found == pytest.approx(logged, rel=0.1)
+    assert other != pytest.approx(logged, rel=0.1)
+
+
+def first_loss(recipe, seed, folder):
+    """The logged loss of the first meta-step."""
+    options = recipe.trainer.model_dump() | {"steps": 1, "seed": seed, "progress": False}
+    MetaTrainer(recipe.build(resolve_suite(recipe.suite)), folder, **options).train()
+    return json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"]
 
 
 def small_rule(**changes):
