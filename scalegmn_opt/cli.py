@@ -294,14 +294,19 @@ def _check_processes(accelerator: "Accelerator", processes: int | None) -> None:
 
 def _train(trainer: "MetaTrainer", *, resume: bool) -> None:
     """Train, and draw the log."""
+    trainer.train(resume=resume)
+    trainer.accelerator.end_training()
+    if trainer.accelerator.is_main_process:
+        _show_run(trainer.output)
+    if trainer.accelerator.num_processes > 1:
+        sys.stdout.flush()
+        os._exit(0)  # torch's teardown aborts now and then after all is done, a failure to torchrun
+
+
+def _show_run(out: Path) -> None:
     from scalegmn_opt.figures import draw_losses
     from scalegmn_opt.meta.trainer import read_log
 
-    trainer.train(resume=resume)
-    trainer.accelerator.end_training()
-    if not trainer.accelerator.is_main_process:
-        return
-    out = trainer.output
     for name in ("weights", "best"):
         if (out / f"{name}.safetensors").exists():
             typer.echo(f"{name}: {out / name}.safetensors")

@@ -82,7 +82,7 @@ def test_model_inside_of_wrappers_is_seen(order, gauge, mesh):
 
 
 SCRIPT = """
-import copy, json, sys
+import copy, json, os, sys
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -125,8 +125,9 @@ for cls in CLASSES:
         "apart": (both[0] - both[1]).abs().max().item(),
     }
 if accelerator.is_main_process:
-    print("FOUND" + json.dumps(found))
+    print("FOUND" + json.dumps(found), flush=True)
 accelerator.end_training()
+os._exit(0)  # not by the teardown of torch, which aborts now and then after all is done
 """
 
 
@@ -164,6 +165,7 @@ def worker(rank, folder):
             own.step()
         torch.save(model.module.state_dict(), f"{folder}/{cls.__name__}{rank}.pt")
     dist.destroy_process_group()
+    os._exit(0)  # not by the teardown of torch, which aborts now and then after all is done
 
 
 LABELS = (X[:, 0] > X[:, 1]).long() + (X[:, 2] > 1).long()

@@ -287,13 +287,14 @@ def test_trainer_rejects(tmp_path: Path, options, message):
 
 
 SCRIPT = """
-import sys, pathlib
+import os, sys, pathlib
 sys.path.insert(0, {tests!r})
 import test_meta
 trainer = test_meta.make_trainer(pathlib.Path(sys.argv[1]))
 assert trainer.accelerator.num_processes == 2
 trainer.train()
 trainer.accelerator.end_training()
+os._exit(0)  # not by the teardown of torch, which aborts now and then after all is done
 """
 
 
