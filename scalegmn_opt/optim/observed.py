@@ -26,7 +26,7 @@ _NOT_SEEN = (
     'gauge="observed": no training forward of the model was seen before the first step; its scales'
     " are those of the sweep"
 )
-# Before torch 2.7 it is compiling that exports.
+# Not in torch 2.6, where an export counts as compiling.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
